@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tfdet.data.pipeline import prediction_batches
+
 
 class Detections(NamedTuple):
     """What a detector found in one image, best first, without padding.
@@ -16,3 +18,30 @@ class Detections(NamedTuple):
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
+
+
+def detect(detector, dataset, batch_size=8, verbose=0):
+    """Detections in every image of a Dataset, in its order.
+
+    Args:
+        verbose: 1 shows Keras' progress bar.
+    """
+    ids = [example.image_id for example in dataset.examples]
+    return _detect(detector, ids, [example.image for example in dataset.examples], batch_size, verbose)
+
+
+def detect_files(detector, paths, batch_size=8, verbose=0):
+    """Detections in every image file, in the order of `paths`; the path is the image_id."""
+    paths = [str(path) for path in paths]
+    return _detect(detector, paths, paths, batch_size, verbose)
+
+
+def _detect(detector, ids, images, batch_size, verbose):
+    if not images:
+        return []
+    found = detector.predict(prediction_batches(images, detector, batch_size), verbose=verbose)
+    counts = found["num_detections"]
+    return [
+        Detections(image_id, *(found[key][i, : counts[i]] for key in ("boxes", "scores", "labels")))
+        for i, image_id in enumerate(ids)
+    ]

@@ -1,0 +1,112 @@
+"""tf.data: from annotated files to batches of images and targets."""
+
+import numpy as np
+import tensorflow as tf
+
+
+def training_batches(dataset, detector, batch_size, seed=0, cache=False, start_step=None):
+    """Shuffled, augmented, encoded batches for `detector.fit`.
+
+    Each epoch has another order and other augmentation, all of which follows from `seed`: the same seed gives the same
+    batches. Crowd regions are not training targets. The last, incomplete batch of an epoch is left out.
+
+    Args:
+        dataset: tfdet.data.Dataset.
+        detector: its augmentation, fed size and target encoder are used.
+        cache: keep decoded images in memory, for sets that fit there.
+        start_step: None for one epoch each time the result is iterated over; a number for an endless stream that
+            starts at that step, so that a run can go on where it stopped.
+    Returns:
+        tf.data.Dataset of (images float32 [B, h, w, 3] 0..255, {target: [B, ...]}).
+    """
+    if len(dataset) < batch_size:
+        raise ValueError(f"{dataset.name}: {len(dataset)} images do not fill one batch of {batch_size}")
+    examples = _annotations(dataset)
+    if cache:
+        examples = examples.map(_decode, tf.data.AUTOTUNE).cache()
+    seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
+    order = examples.shuffle(len(dataset), seed=seed, reshuffle_each_iteration=True)
+    stream = tf.data.Dataset.zip(order, seeds)
+    if start_step is not None:
+        # Skipped before anything is decoded: going on costs no time.
+        per_epoch = len(dataset) // batch_size * batch_size
+        stream = stream.take(per_epoch).repeat().skip(start_step * batch_size)
+
+    def encode(example, seed):
+        example = example if cache else _decode(example)
+        kept = ~example["crowd"]
+        boxes, labels = example["boxes"][kept], example["labels"][kept]
+        image, boxes, labels = detector.augmentation(example["image"], boxes, labels, tf.stack([seed, 0]))
+        return image, detector.encoder(boxes, labels)
+
+    return _batched(stream.map(encode, tf.data.AUTOTUNE), batch_size, drop_remainder=True)
+
+
+def validation_batches(dataset, detector, batch_size):
+    """Batches for `detector.evaluate` and the validation loss: in order, resized, not augmented, none left out."""
+
+    def encode(example):
+        example = _decode(example)
+        height, width, _ = tf.unstack(tf.shape(example["image"]))
+        kept = ~example["crowd"]
+        boxes = example["boxes"][kept] * detector.resizer.scale(height, width)
+        return detector.resizer(example["image"]), detector.encoder(boxes, example["labels"][kept])
+
+    return _batched(_annotations(dataset).map(encode, tf.data.AUTOTUNE), batch_size)
+
+
+def prediction_batches(images, detector, batch_size):
+    """Batches for `detector.predict`, whose detections are then in pixels of each original image.
+
+    Args:
+        images: paths, or encoded images as bytes.
+    """
+
+    def resize(source):
+        image = decode(read(source))
+        height, width, _ = tf.unstack(tf.shape(image))
+        return {"images": detector.resizer(image), "scale": detector.resizer.scale(height, width)}
+
+    return _batched(_sources(images).map(resize, tf.data.AUTOTUNE), batch_size)
+
+
+def decode(encoded):
+    """An encoded JPEG, PNG, BMP or GIF (its first frame) -> uint8 [H, W, 3], RGB."""
+    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    return tf.ensure_shape(image, (None, None, 3))
+
+
+def read(source):
+    """{"path", "bytes"} -> the encoded image."""
+    return tf.cond(source["path"] == "", lambda: source["bytes"], lambda: tf.io.read_file(source["path"]))
+
+
+def _sources(images):
+    return tf.data.Dataset.from_tensor_slices(
+        {
+            "path": [image if isinstance(image, str) else "" for image in images],
+            "bytes": [image if isinstance(image, bytes) else b"" for image in images],
+        }
+    )
+
+
+def _annotations(dataset):
+    """The data set as tensors, without a decoded image: small enough to shuffle as a whole."""
+
+    def rows(name, dtype):
+        values = [getattr(example, name) for example in dataset.examples]
+        lengths = [len(value) for value in values]
+        return tf.RaggedTensor.from_row_lengths(tf.constant(np.concatenate(values), dtype), lengths)
+
+    boxes = {"boxes": rows("boxes", tf.float32), "labels": rows("labels", tf.int32), "crowd": rows("crowd", tf.bool)}
+    boxes = tf.data.Dataset.from_tensor_slices(boxes)
+    sources = _sources([example.image for example in dataset.examples])
+    return tf.data.Dataset.zip(sources, boxes).map(lambda source, boxes: {"source": source, **boxes})
+
+
+def _decode(example):
+    return {**example, "image": decode(read(example["source"]))}
+
+
+def _batched(examples, batch_size, drop_remainder=False):
+    return examples.batch(batch_size, drop_remainder=drop_remainder).prefetch(tf.data.AUTOTUNE)

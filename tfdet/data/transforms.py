@@ -1,0 +1,176 @@
+"""Training augmentation, per image, in TensorFlow ops inside tf.data. Every draw follows from the seed it is given."""
+
+import tensorflow as tf
+
+
+class Draw:
+    """Random numbers that follow from one seed [2]; each call of a method draws anew."""
+
+    def __init__(self, seed):
+        self.seed = seed
+        self.calls = 0
+
+    def uniform(self, low, high, shape=()):
+        """float32 in [low, high)."""
+        return tf.random.stateless_uniform(shape, self._next(), low, high)
+
+    def integer(self, high):
+        """int32 in [0, high)."""
+        return tf.random.stateless_uniform((), self._next(), 0, high, dtype=tf.int32)
+
+    def chance(self, probability):
+        """bool."""
+        return self.uniform(0.0, 1.0) < probability
+
+    def _next(self):
+        self.calls += 1
+        return tf.random.experimental.stateless_fold_in(self.seed, self.calls)
+
+
+class SSDAugmentation:
+    """SSD's training augmentation (weiliu89/caffe, ssd_pascal.py): expand, crop, resize, distort, flip.
+
+    The released code distorts, pastes the image on a canvas of up to four times its size, and crops from that. Here
+    the crop's window is computed first and only what it shows is cut, resized and distorted, the rest filled with the
+    mean colour: the same pictures without the canvas. Sizes are rounded to pixels of the fed image.
+
+    Args:
+        size: side of the fed image in pixels.
+    """
+
+    mean = (123.0, 117.0, 104.0)  # RGB
+
+    def __init__(self, size):
+        self.size = size
+
+    def __call__(self, image, boxes, labels, seed):
+        """image uint8 [H, W, 3], boxes float32 [M, 4], labels int32 [M], seed int [2] -> the same in the fed image.
+
+        The image comes back as float32 0..255 [size, size, 3], with those boxes whose centre is inside, clipped.
+        """
+        draw = Draw(seed)
+        height, width = (tf.cast(side, tf.float32) for side in tf.unstack(tf.shape(image)[:2]))
+        unit = boxes / tf.stack([width, height, width, height])  # in fractions of the image
+
+        canvas = expand(draw)  # xyxy, the canvas in fractions of the image
+        on_canvas = to_window(unit, canvas)
+        crop = iou_constrained_crop(on_canvas, draw)
+        window = from_window(crop, canvas)
+
+        kept = centre_inside(unit, window)
+        boxes = tf.boolean_mask(tf.clip_by_value(to_window(unit, window), 0.0, 1.0) * self.size, kept)
+        labels = tf.boolean_mask(labels, kept)
+        image = self._show(image, window, draw)
+        return *flip(image, boxes, draw.chance(0.5)), labels
+
+    def _show(self, image, window, draw):
+        """What of the image lies in `window` (fractions of the image), at the place where it shows in the result."""
+        shape = tf.cast(tf.shape(image)[:2], tf.float32)
+        sides = tf.tile(shape[::-1], [2])  # width, height, width, height
+        seen = tf.clip_by_value(window, 0.0, 1.0)
+        source = tf.cast(tf.round(seen * sides), tf.int32)
+        target = tf.cast(tf.round(to_window(seen[None], window)[0] * self.size), tf.int32)
+        # A crop of nothing but canvas still shows one pixel of the image, at the border.
+        last = tf.shape(image)[1::-1] - 1
+        x1, y1 = tf.unstack(tf.minimum(source[:2], last))
+        x2, y2 = tf.maximum(source[2], x1 + 1), tf.maximum(source[3], y1 + 1)
+        left, top = tf.unstack(tf.clip_by_value(target[:2], 0, self.size - 1))
+        right = tf.clip_by_value(target[2], left + 1, self.size)
+        bottom = tf.clip_by_value(target[3], top + 1, self.size)
+
+        part = resize_randomly(image[y1:y2, x1:x2], (bottom - top, right - left), draw)
+        part = distort_colours(part, draw) - tf.constant(self.mean)
+        part = tf.pad(part, [[top, self.size - bottom], [left, self.size - right], [0, 0]])
+        return tf.ensure_shape(part, (self.size, self.size, 3)) + tf.constant(self.mean)
+
+
+def expand(draw, probability=0.5, max_ratio=4.0):
+    """A canvas of 1 to `max_ratio` times the image's size with the image anywhere on it: xyxy [4] in image fractions."""
+    ratio = tf.where(draw.chance(probability), draw.uniform(1.0, max_ratio), 1.0)
+    left, top = draw.uniform(0.0, 1.0) * (ratio - 1), draw.uniform(0.0, 1.0) * (ratio - 1)
+    return tf.stack([-left, -top, ratio - left, ratio - top])
+
+
+def iou_constrained_crop(boxes, draw, trials=50):
+    """One of the crops that SSD's seven samplers propose: xyxy [4] in fractions, for boxes [M, 4] in fractions.
+
+    The samplers: the whole image; a crop that has IoU >= 0.1, 0.3, 0.5, 0.7 or 0.9 with some box; any crop (IoU <= 1,
+    which holds only if there is a box). A crop has 0.3 to 1 of the image's side as scale and a ratio of 0.5 to 2. Each
+    sampler has `trials` trials and proposes its first success; one of all proposals is drawn (GenerateBatchSamples).
+    """
+    limits = tf.constant([0.1, 0.3, 0.5, 0.7, 0.9, 0.0])
+    shape = (limits.shape[0], trials)
+    scale = draw.uniform(0.3, 1.0, shape)
+    low, high = tf.maximum(0.5, scale**2), tf.minimum(2.0, 1 / scale**2)
+    ratio = tf.sqrt(low + (high - low) * draw.uniform(0.0, 1.0, shape))
+    w, h = scale * ratio, scale / ratio
+    x, y = draw.uniform(0.0, 1.0, shape) * (1 - w), draw.uniform(0.0, 1.0, shape) * (1 - h)
+    crops = tf.stack([x, y, x + w, y + h], axis=-1)  # [6, trials, 4]
+
+    # Crops against boxes, in fractions: the best IoU of each, or -1 when there is no box at all.
+    top_left = tf.maximum(crops[..., None, :2], boxes[:, :2])
+    bottom_right = tf.minimum(crops[..., None, 2:], boxes[:, 2:])
+    intersection = tf.reduce_prod(tf.maximum(bottom_right - top_left, 0.0), axis=-1)  # [6, trials, M]
+    areas = tf.reduce_prod(boxes[:, 2:] - boxes[:, :2], axis=-1)
+    overlap = intersection / tf.maximum((w * h)[..., None] + areas - intersection, 1e-12)
+    overlap = tf.reduce_max(tf.pad(overlap, [[0, 0], [0, 0], [0, 1]], constant_values=-1.0), axis=-1)
+
+    success = overlap >= limits[:, None]
+    first = tf.argmax(success, axis=1)  # the first that holds
+    proposals = tf.concat([[[0.0, 0.0, 1.0, 1.0]], tf.gather(crops, first, batch_dims=1)], axis=0)
+    valid = tf.concat([[True], tf.reduce_any(success, axis=1)], axis=0)
+    proposals = tf.boolean_mask(proposals, valid)
+    return proposals[draw.integer(tf.shape(proposals)[0])]
+
+
+def to_window(boxes, window):
+    """Boxes [M, 4] in fractions of an image -> in fractions of a window [4] of it."""
+    origin, size = tf.tile(window[:2], [2]), tf.tile(window[2:] - window[:2], [2])
+    return (boxes - origin) / size
+
+
+def from_window(box, window):
+    """A box [4] in fractions of a window -> in fractions of the image that the window [4] is given in."""
+    return box * tf.tile(window[2:] - window[:2], [2]) + tf.tile(window[:2], [2])
+
+
+def centre_inside(boxes, window):
+    """bool [M]: is the centre of each box [M, 4] inside the window [4]?"""
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    return tf.reduce_all((centre >= window[:2]) & (centre <= window[2:]), axis=-1)
+
+
+def flip(image, boxes, mirrored):
+    """Left and right exchanged where `mirrored` (bool scalar) says so; boxes [M, 4] in pixels of the image."""
+    width = tf.cast(tf.shape(image)[1], tf.float32)
+    x1, y1, x2, y2 = tf.unstack(boxes, axis=-1)
+    return (
+        tf.where(mirrored, image[:, ::-1], image),
+        tf.where(mirrored, tf.stack([width - x2, y1, width - x1, y2], axis=-1), boxes),
+    )
+
+
+def resize_randomly(image, size, draw):
+    """image [H, W, 3] -> float32 [*size, 3] by one of five interpolations, drawn with equal chance."""
+    methods = ("bilinear", "area", "nearest", "bicubic", "lanczos3")
+    branches = [lambda method=method: tf.cast(tf.image.resize(image, size, method), tf.float32) for method in methods]
+    resized = tf.switch_case(draw.integer(len(methods)), branches)
+    return tf.clip_by_value(tf.ensure_shape(resized, (None, None, 3)), 0.0, 255.0)
+
+
+def distort_colours(image, draw):
+    """Brightness, contrast, saturation and hue, each with chance 1/2, contrast first or last; image float32 0..255."""
+    contrast_first = draw.chance(0.5)
+    brightness = tf.where(draw.chance(0.5), draw.uniform(-32.0, 32.0), 0.0)
+    contrast = tf.where(draw.chance(0.5), draw.uniform(0.5, 1.5), 1.0)
+    saturation = tf.where(draw.chance(0.5), draw.uniform(0.5, 1.5), 1.0)
+    hue = tf.where(draw.chance(0.5), draw.uniform(-18.0, 18.0) / 180, 0.0)  # OpenCV's circle has 180 steps
+
+    def clipped(values):
+        return tf.clip_by_value(values, 0.0, 255.0)
+
+    image = clipped(image + brightness)
+    image = clipped(image * tf.where(contrast_first, contrast, 1.0))
+    image = tf.image.adjust_saturation(image / 255, saturation)
+    image = tf.image.adjust_hue(image, hue) * 255
+    return clipped(image * tf.where(contrast_first, 1.0, contrast))

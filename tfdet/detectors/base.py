@@ -1,0 +1,102 @@
+"""What all detectors share: the way from raw outputs to a loss, to detections, and to original pixels."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfdet.distribution import num_replicas
+from tfdet.errors import NonFiniteLossError
+
+
+class Detector(keras.Model):
+    """A Keras model that knows its algorithm's encoder, loss and decoder.
+
+    A subclass builds its layers, defines `call(images [B, H, W, 3]) -> {name: raw output}` and sets
+
+        encoder(boxes [M, 4], labels [M]) -> {name: target}      per image, in the input pipeline
+        detection_loss(targets, outputs) -> {part: scalar}       `detection_loss.parts` names them in advance
+        decoder(outputs) -> detections                           in pixels of the fed image
+        resizer                                                  from any image to the one that is fed
+        augmentation(image, boxes, labels, seed) -> the same     to the fed image; training only
+
+    so that `compile(optimizer)`, `fit`, `evaluate`, `predict`, `save` and `keras.models.load_model` are plain Keras.
+
+    Detections are {"boxes" float32 [B, K, 4] xyxy, "scores" float32 [B, K], "labels" int32 [B, K], "num_detections"
+    int32 [B]}, best first, padded with 0, 0 and -1.
+    """
+
+    def __init__(self, class_names, **kwargs):
+        """class_names: a name for every class, or the number of classes, which are then called "0", "1", ..."""
+        super().__init__(**kwargs)
+        names = range(class_names) if isinstance(class_names, int) else class_names
+        self.class_names = tuple(str(name) for name in names)
+        # NMS has no XLA kernel; predict() keeps it out of what XLA compiles, but only when asked to use XLA at all.
+        self.supports_jit = False
+
+    @property
+    def num_classes(self):
+        return len(self.class_names)
+
+    @property
+    def loss(self):
+        return self.detection_loss
+
+    @loss.setter
+    def loss(self, value):
+        # Keras' compile() stores its `loss` argument here.
+        if value is not None:
+            raise ValueError("a detector brings its own loss: call compile(optimizer) without one")
+
+    def create_weights(self, height, width):
+        """Called by a subclass when all else is set: makes every weight, for fed images of that size in pixels."""
+        self._part_means = [keras.metrics.Mean(name=f"{part}_loss") for part in self.detection_loss.parts]
+        self(keras.Input((height, width, 3)))
+
+    def build(self, input_shape):
+        """Nothing: calling the layers builds them. (Keras' own build() warns of layers that are not built yet.)"""
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        if sample_weight is not None:
+            raise ValueError("detectors take no sample weights")
+        parts = self.detection_loss(y, y_pred)
+        batch_size = ops.shape(ops.convert_to_tensor(next(iter(y.values()))))[0]
+        for mean in self._part_means:
+            # Each replica holds its share of the sum; the mean over replicas is logged.
+            mean.update_state(parts[mean.name.removesuffix("_loss")] * num_replicas(), sample_weight=batch_size)
+        total = sum(parts.values())
+        for penalty in self.losses:  # weight decay and the like
+            total = total + ops.cast(penalty, "float32") / num_replicas()
+        return total
+
+    def fit(self, *args, callbacks=None, **kwargs):
+        """keras.Model.fit; a loss that is not finite ends it with NonFiniteLossError, which names the part."""
+        callbacks = callbacks.callbacks if isinstance(callbacks, keras.callbacks.CallbackList) else callbacks
+        callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or [])
+        return super().fit(*args, callbacks=[StopOnNonFiniteLoss(), *callbacks], **kwargs)
+
+    def predict_step(self, data):
+        """Images [B, H, W, 3] of any one size -> detections in pixels of those images.
+
+        The input pipeline, whose images differ in size, resizes them itself and passes {"images" as the detector is fed
+        them, "scale" [B, 4] that took boxes there}.
+        """
+        images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        if isinstance(images, dict):
+            return self.detect(images["images"], images["scale"])
+        height, width = ops.shape(images)[1:3]
+        return self.detect(self.resizer(images), self.resizer.scale(height, width)[None])
+
+    def detect(self, images, scale):
+        """Fed images [B, h, w, 3] and the factors [B or 1, 4] that took boxes there -> detections in the originals."""
+        detections = self.decoder(self(images, training=False))
+        return {**detections, "boxes": detections["boxes"] / scale[:, None, :]}
+
+
+class StopOnNonFiniteLoss(keras.callbacks.Callback):
+    """Ends training at the first step whose loss is NaN or infinite, before anything is saved, and says which part."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        bad = {name: value for name, value in (logs or {}).items() if not np.all(np.isfinite(value))}
+        if bad:
+            parts = ", ".join(f"{name} is {value}" for name, value in bad.items() if name != "loss") or "the loss"
+            raise NonFiniteLossError(f"step {batch + 1} of this epoch: {parts}; training stopped")

@@ -1,0 +1,86 @@
+"""Non-maximum suppression: of boxes that mean the same object, keep the best.
+
+A box is suppressed when its IoU with a better one is greater than the threshold (no "+1" pixels, as in torchvision).
+Order is by falling score, and by rising index among equals. TensorFlow's own kernels do the work; they run on the CPU.
+"""
+
+import tensorflow as tf
+
+
+def nms(boxes, scores, iou_threshold, max_outputs=None):
+    """Greedy NMS among boxes of one kind.
+
+    Args:
+        boxes: [N, 4] xyxy; scores: [N]; N = 0 is legal.
+        max_outputs: stop after so many.
+    Returns:
+        int32 [K], indices of what is kept, best first.
+    """
+    boxes, scores = tf.cast(boxes, tf.float32), tf.cast(scores, tf.float32)
+    # The kernel reads y1, x1, y2, x2, but IoU does not change when x and y are swapped.
+    limit = tf.shape(boxes)[0] if max_outputs is None else max_outputs
+    return tf.image.non_max_suppression(boxes, scores, limit, iou_threshold)
+
+
+def batched_nms(boxes, scores, labels, iou_threshold, max_outputs=None):
+    """Greedy NMS inside each label: boxes of different labels (classes, levels, images) never suppress each other.
+
+    Args:
+        boxes: [N, 4] xyxy; scores: [N]; labels: int [N].
+    Returns:
+        int32 [K], indices of what is kept, best first over all labels.
+    """
+    boxes = tf.cast(boxes, tf.float32)
+    # One pass: each label is moved to a place of its own, so far away that boxes of two labels cannot overlap.
+    extent = tf.reduce_max(tf.concat([tf.reshape(tf.abs(boxes), [-1]), [0.0]], 0)) * 2 + 1
+    return nms(boxes + tf.cast(labels, tf.float32)[:, None] * extent, scores, iou_threshold, max_outputs)
+
+
+def soft_nms(boxes, scores, sigma=0.5, score_threshold=0.001, max_outputs=None):
+    """Gaussian soft-NMS (Bodla et al. 2017): a box that overlaps a better one loses score instead of its life.
+
+    Each kept box multiplies the scores of those after it by exp(-IoU^2 / sigma).
+
+    Args:
+        boxes: [N, 4] xyxy; scores: [N].
+        score_threshold: what falls to it or below is dropped.
+    Returns:
+        int32 [K], indices of what is kept, and their new scores float32 [K], best first.
+    """
+    boxes, scores = tf.cast(boxes, tf.float32), tf.cast(scores, tf.float32)
+    limit = tf.shape(boxes)[0] if max_outputs is None else max_outputs
+    # TensorFlow's sigma is that of exp(-IoU^2 / (2 sigma)).
+    return tf.image.non_max_suppression_with_scores(
+        boxes, scores, limit, iou_threshold=1.0, score_threshold=score_threshold, soft_nms_sigma=sigma / 2
+    )
+
+
+def multiclass_nms(boxes, scores, iou_threshold, score_threshold, pre_nms, max_detections):
+    """Greedy NMS inside each class of each image, then the best over all classes.
+
+    Args:
+        boxes: [B, N, 4] xyxy, shared by the classes; scores: [B, N, C].
+        score_threshold: only scores above it count.
+        pre_nms: per class, only so many of the best scores go into NMS.
+        max_detections: K.
+    Returns:
+        {"boxes" float32 [B, K, 4], "scores" float32 [B, K], "labels" int32 [B, K], "num_detections" int32 [B]}, best
+        first, padded with 0, 0 and -1.
+    """
+    boxes, scores = tf.cast(boxes, tf.float32), tf.cast(scores, tf.float32)
+    pre_nms = tf.minimum(pre_nms, tf.shape(scores)[1])
+    scores, best = tf.math.top_k(tf.transpose(scores, [0, 2, 1]), pre_nms)  # [B, C, pre_nms]
+    boxes = tf.gather(boxes, best, batch_dims=1)
+    # One op for the batch, the fastest there is on a CPU; like nms() it does not mind that x and y are swapped.
+    boxes, scores, labels, count = tf.image.combined_non_max_suppression(
+        tf.transpose(boxes, [0, 2, 1, 3]),
+        tf.transpose(scores, [0, 2, 1]),
+        max_output_size_per_class=pre_nms,
+        max_total_size=max_detections,
+        iou_threshold=iou_threshold,
+        score_threshold=score_threshold,
+        clip_boxes=False,
+    )
+    padding = tf.range(max_detections)[None, :] >= count[:, None]
+    labels = tf.where(padding, -1, tf.cast(labels, tf.int32))
+    return {"boxes": boxes, "scores": scores, "labels": labels, "num_detections": count}
