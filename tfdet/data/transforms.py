@@ -65,14 +65,13 @@ class SSDAugmentation:
 
     def _show(self, image, window, draw):
         """What of the image lies in `window` (fractions of the image), at the place where it shows in the result."""
-        shape = tf.cast(tf.shape(image)[:2], tf.float32)
-        sides = tf.tile(shape[::-1], [2])  # width, height, width, height
+        height, width, _ = tf.unstack(tf.shape(image))
+        sides = tf.cast(tf.stack([width, height, width, height]), tf.float32)
         seen = tf.clip_by_value(window, 0.0, 1.0)
         source = tf.cast(tf.round(seen * sides), tf.int32)
         target = tf.cast(tf.round(to_window(seen[None], window)[0] * self.size), tf.int32)
         # A crop of nothing but canvas still shows one pixel of the image, at the border.
-        last = tf.shape(image)[1::-1] - 1
-        x1, y1 = tf.unstack(tf.minimum(source[:2], last))
+        x1, y1 = tf.minimum(source[0], width - 1), tf.minimum(source[1], height - 1)
         x2, y2 = tf.maximum(source[2], x1 + 1), tf.maximum(source[3], y1 + 1)
         left, top = tf.unstack(tf.clip_by_value(target[:2], 0, self.size - 1))
         right = tf.clip_by_value(target[2], left + 1, self.size)

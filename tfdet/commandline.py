@@ -1,0 +1,83 @@
+"""What the recipes and `python -m tfdet` share: flags from dataclasses, and errors in one line."""
+
+import contextlib
+import dataclasses
+import io
+import re
+import sys
+import tomllib
+
+import tyro
+
+from tfdet.errors import TfdetError
+
+
+def parse(commands, args=None, prog=None):
+    """Fill a dataclass, or the chosen one of {name: dataclass}, from the command line.
+
+    A dataclass with a `config` field also reads that TOML file, beneath the flags. An unknown flag or key, or a value
+    of the wrong type, ends the program with one line and status 2.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            if isinstance(commands, dict):
+                return tyro.extras.subcommand_cli_from_dict(commands, prog=prog, args=args)
+            defaults = commands()
+            if config := _config_flag(args):
+                defaults = _from_toml(commands, config)
+            return tyro.cli(commands, prog=prog, args=args, default=defaults)
+    except SystemExit as stop:
+        if stop.code:
+            fail(_one_line(messages.getvalue()))
+        raise
+
+
+def run(command):
+    """Call `command()`; an error that tfdet raises on purpose ends the program with one line and status 2."""
+    try:
+        return command()
+    except TfdetError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail("interrupted")
+
+
+def fail(message):
+    """End the program: one line on stderr, status 2."""
+    print(f"tfdet: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _config_flag(args):
+    """The value of --config, which has to be read before the flags are: its file gives their defaults."""
+    for i, arg in enumerate(args):
+        if arg == "--config" and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith("--config="):
+            return arg.removeprefix("--config=")
+    return None
+
+
+def _from_toml(settings_class, path):
+    try:
+        with open(path, "rb") as file:
+            values = tomllib.load(file)
+    except OSError as error:
+        fail(f"{path}: {error.strerror}")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        fail(f"{path}: not TOML: {error}")
+    fields = {field.name for field in dataclasses.fields(settings_class)}
+    if unknown := sorted(set(values) - fields):
+        fail(f"{path}: unknown setting {', '.join(unknown)}; there are {', '.join(sorted(fields))}")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return settings_class(**values)
+
+
+def _one_line(panel):
+    """tyro's framed message without its frame and its closing advice."""
+    text = re.sub(r"[╭╮╰╯│]", " ", panel.split("╰")[0])
+    lines = [line.strip(" ─") for line in text.splitlines()]
+    lines = [line for line in lines if line and not line.startswith(("For full helptext", "Argument helptext"))]
+    return ": ".join([lines[0], " ".join(lines[1:])]) if lines else "cannot read the command line"

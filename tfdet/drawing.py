@@ -1,0 +1,222 @@
+"""Pictures for people: boxes on images, ground truth beside predictions, and the curves of a training run.
+
+Images are PIL's or uint8 [H, W, 3] arrays (RGB); boxes are xyxy in pixels of the image they are drawn on.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageDraw, ImageFont
+
+from tfdet.data.dataset import Example
+from tfdet.inference import Detections
+
+# Okabe and Ito, "Color Universal Design" (2008), without black: told apart by people with any kind of colour vision.
+# The order puts unlike colours first, because most data sets that are looked at closely have few classes.
+PALETTE = ((230, 159, 0), (86, 180, 233), (213, 94, 0), (0, 158, 115), (204, 121, 167), (240, 228, 66), (0, 114, 178))
+# After each turn through the palette the hues come back with the next of these: lighter (> 0) or darker (< 0).
+SHADES = (0, -0.5, 0.5, -0.25, 0.25, -0.65, 0.7, -0.37, 0.37, -0.12, 0.12, 0.6)
+
+MARGIN = 8  # pixels between the pictures of a grid
+CAPTION = 26  # height in pixels of the line above each of them
+CELL = 640  # longest side in pixels of an image in `truth_and_predictions`
+
+
+def class_color(label: int) -> tuple[int, int, int]:
+    """RGB of class `label`: 84 different ones, the first seven unlike each other in hue; tags tell the others apart."""
+    color = np.array(PALETTE[label % len(PALETTE)], float)
+    shade = SHADES[label // len(PALETTE) % len(SHADES)]
+    color = color + (255 - color) * shade if shade > 0 else color * (1 + shade)
+    return tuple(round(channel) for channel in color)
+
+
+def draw_boxes(image, boxes, labels, class_names: Sequence[str], scores=None, color=None) -> Image.Image:
+    """A copy of the image with a frame in the colour of its class, and a tag with its name, for every box.
+
+    Lines and letters grow with the image. With `scores` the tags show them, and better boxes lie over worse ones.
+
+    Args:
+        image: PIL image or uint8 [H, W, 3].
+        boxes: [K, 4] xyxy pixels. labels: [K], 0 .. C-1. scores: [K] or None.
+        color: RGB for all boxes instead of the colours of the classes.
+    """
+    image = _as_image(image).copy()
+    draw = ImageDraw.Draw(image)
+    side = (image.width * image.height) ** 0.5
+    line = max(2, round(side / 300))
+    font = ImageFont.load_default(max(11, round(side / 48)))
+    best_first = range(len(boxes)) if scores is None else np.argsort(-np.asarray(scores), kind="stable").tolist()
+    colors = [tuple(color) if color is not None else class_color(int(label)) for label in labels]
+    texts = [class_names[int(label)] for label in labels]
+    if scores is not None:
+        texts = [f"{text} {float(score):.2f}" for text, score in zip(texts, scores, strict=True)]
+
+    for i in reversed(best_first):
+        x1, y1, x2, y2 = (round(float(value)) for value in boxes[i])
+        draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colors[i], width=line)
+
+    # Tags come after all the frames, so that no frame crosses a name.
+    height = draw.textbbox((0, 0), "Hg", font=font)[3] + 2 * line
+    places = {}
+    for i in best_first:
+        width = round(draw.textlength(texts[i], font=font)) + 4 * line
+        places[i] = _free_place(boxes[i], width, height, image.size, places.values())
+    for i in reversed(best_first):
+        x1, y1, x2, y2 = places[i]
+        dark = np.dot(colors[i], (0.299, 0.587, 0.114)) < 110
+        # The rim keeps tags of one class apart where they lie upon each other.
+        draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=colors[i], outline="white" if dark else "black")
+        draw.text((x1 + 2 * line, y1 + line), texts[i], fill="white" if dark else "black", font=font)
+    return image
+
+
+def _free_place(box, width, height, image_size, taken):
+    """Where a tag of this size goes, xyxy: above its box, or else inside a tall one, below a flat one, where it finds
+    room between the tags already placed; always inside the image, if it is as large as the tag."""
+    x = max(0, min(round(float(box[0])), image_size[0] - width))
+    top, bottom = round(float(box[1])), round(float(box[3]))
+    second = (top, bottom) if bottom - top > 3 * height else (bottom, top)
+    ys = [y for y in (top - height, *second, bottom - height) if 0 <= y <= image_size[1] - height] or [0]
+    places = [(x, y, x + width, y + height) for y in ys]
+    for place in places:
+        x1, y1, x2, y2 = place
+        if all(x2 <= left or right <= x1 or y2 <= upper or lower <= y1 for left, upper, right, lower in taken):
+            return place
+    return places[0]
+
+
+def grid(images: Sequence, columns: int, captions: Sequence[str] | None = None) -> Image.Image:
+    """The images in rows of `columns`, scaled to fit one cell size, on white, each with a line of text above.
+
+    The cell has the median width and the median height of the images; shapes are kept, and small images are enlarged.
+    A row is as high as its highest picture.
+
+    Raises:
+        ValueError: no images, or not as many captions as images.
+    """
+    images = [_as_image(image) for image in images]
+    if not images:
+        raise ValueError("a grid needs at least one image")
+    if captions is not None and len(captions) != len(images):
+        raise ValueError(f"{len(images)} images but {len(captions)} captions")
+    cell_width = int(np.median([image.width for image in images]))
+    cell_height = int(np.median([image.height for image in images]))
+    images = [_scaled(image, min(cell_width / image.width, cell_height / image.height)) for image in images]
+    line = 0 if captions is None else CAPTION
+    columns = min(columns, len(images))
+    heights = [line + max(image.height for image in images[i : i + columns]) for i in range(0, len(images), columns)]
+    size = (columns * (cell_width + MARGIN) + MARGIN, sum(heights) + (len(heights) + 1) * MARGIN)
+    sheet = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
+    for i, image in enumerate(images):
+        row, column = divmod(i, columns)
+        x, y = MARGIN + column * (cell_width + MARGIN), MARGIN + sum(heights[:row]) + row * MARGIN
+        sheet.paste(image, (x + (cell_width - image.width) // 2, y + line))
+        if captions is not None:
+            text = _shortened(captions[i], cell_width, font)
+            draw.text((x + cell_width // 2, y + line // 2), text, fill="black", font=font, anchor="mm")
+    return sheet
+
+
+def truth_and_predictions(
+    images: Sequence,
+    examples: Sequence[Example],
+    detections: Sequence[Detections],
+    class_names: Sequence[str],
+    min_score: float = 0.3,
+) -> Image.Image:
+    """One row an image: the annotated objects at the left, the detections that score at least `min_score` at the right.
+
+    Args:
+        images: the pictures, as stored, of the examples. examples, detections: of the same images in the same order.
+
+    Raises:
+        ValueError: the three differ in length, or an example and its detections in their image.
+    """
+    pictures, captions = [], []
+    for image, example, found in zip(images, examples, detections, strict=True):
+        if example.image_id != found.image_id:
+            raise ValueError(f"detections of image {found.image_id!r} beside image {example.image_id!r}")
+        image = _as_image(image)
+        # Scaled before it is drawn on, so that lines and letters have the same size in every row.
+        scale = CELL / max(image.size)
+        image = _scaled(image, scale)
+        kept = found.scores >= min_score
+        pictures.append(draw_boxes(image, example.boxes * scale, example.labels, class_names))
+        captions.append(f"{example.image_id}: {len(example.boxes)} annotated")
+        scores = found.scores[kept]
+        pictures.append(draw_boxes(image, found.boxes[kept] * scale, found.labels[kept], class_names, scores))
+        captions.append(f"{len(scores)} predicted with a score of at least {min_score:.2f}")
+    return grid(pictures, 2, captions)
+
+
+def curves(history: dict[str, list[float]], path: str | os.PathLike) -> None:
+    """Draw a training run: losses, AP where there is any, the learning rate where it was logged; epochs along x.
+
+    Args:
+        history: as `History.history`: one value an epoch. "val_x" is drawn dashed in the colour of "x". Average
+            precisions (AP, AP50, .. with or without "val_") share an axis, recalls (AR..) are left out, all other
+            names count as losses. NaN leaves a gap.
+        path: of the picture, PNG or whatever the suffix says. Its folder exists.
+    """
+    precision = [name for name in history if re.fullmatch(r"(val_)?(AP(50|75|s|m|l)?|VOC_AP\w*)", name)]
+    recall = [name for name in history if re.fullmatch(r"(val_)?AR(1|10|100|s|m|l)", name)]
+    rate = [name for name in history if name in ("learning_rate", "lr")]
+    losses = [name for name in history if name not in precision + recall + rate]
+    parts = [("loss", losses), ("average precision", precision), ("learning rate", rate)]
+    parts = [(title, names) for title, names in parts if names]
+
+    figure = Figure(figsize=(9, 3.6 * max(1, len(parts))), layout="constrained")
+    FigureCanvasAgg(figure)
+    last = max((len(values) for values in history.values()), default=1)
+    for row, (title, names) in enumerate(parts):
+        axis = figure.add_subplot(len(parts), 1, row + 1)
+        stems = list(dict.fromkeys(name.removeprefix("val_") for name in names))
+        for name in names:
+            stem = name.removeprefix("val_")
+            color = np.array(class_color(stems.index(stem))) / 255 * 0.9  # a little darker: the ground is white
+            dashed = name != stem and stem in names
+            epochs = np.arange(1, len(history[name]) + 1)
+            axis.plot(epochs, history[name], "--" if dashed else "-", marker=".", color=color, label=name)
+        _scale(axis, title, [value for name in names for value in history[name]])
+        axis.set_xlim(0.5, last + 0.5)
+        axis.set_xlabel("epoch")
+        axis.set_ylabel(title)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axis.grid(alpha=0.3)
+        if names != rate:
+            axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
+def _scale(axis, title, values):
+    """AP starts at 0. Losses and rates do too, unless they span two decades, which only a logarithmic axis shows."""
+    values = np.array(values, float)
+    values = values[np.isfinite(values)]
+    if title != "average precision" and len(values) and values.min() > 0 and values.max() > 100 * values.min():
+        axis.set_yscale("log")
+    elif not len(values) or values.min() >= 0:
+        axis.set_ylim(bottom=0)
+
+
+def _as_image(image) -> Image.Image:
+    return (image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))).convert("RGB")
+
+
+def _scaled(image, scale):
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _shortened(text, width, font):
+    """The text, or as much of its beginning as fits into `width` pixels, with dots for the rest."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."
