@@ -197,6 +197,12 @@ def test_safetensors_and_npz(tmp_path):
             assert array.dtype == np.float32
 
 
+@pytest.mark.parametrize("length", range(1, 257, 8))
+def test_safetensors_header_length_may_look_like_another_format(tmp_path, length):
+    safetensors.numpy.save_file({"a" * length: NUMBERS}, tmp_path / "w.safetensors")
+    assert list(read_state_dict(tmp_path / "w.safetensors")) == ["a" * length]
+
+
 def test_keras_files(tmp_path):
     model = keras.Sequential([keras.Input((3,)), layers.Dense(4, name="fc1"), layers.Dense(2, name="fc2")])
     model.save_weights(tmp_path / "w.weights.h5")

@@ -109,13 +109,13 @@ def coco_average_precision(dataset: Dataset, detections: Sequence[Detections]) -
         truth = _indexed(annotations)
         found = truth.loadRes(results) if results else _indexed(annotations | {"annotations": []})
         run = COCOeval(truth, found, "bbox")
-        run.params.catIds = list(dataset.category_ids)  # not sorted: axis K below is then the label
         run.evaluate()
         run.accumulate()
         run.summarize()
     figures = np.where(run.stats < 0, np.nan, run.stats).tolist()
     precision = run.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class] for objects of all sizes, 100 detections
     precision = np.where(precision < 0, np.nan, precision)
+    precision = precision[:, :, np.searchsorted(run.params.catIds, dataset.category_ids)]  # from sorted ids to labels
     per_class = {
         name: {"AP": float(np.mean(precision[:, :, label])), "AP50": float(np.mean(precision[0, :, label]))}
         for label, name in enumerate(dataset.class_names)

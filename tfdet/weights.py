@@ -37,14 +37,14 @@ def read_state_dict(path):
         with open(path, "rb") as file:
             start = file.read(9)
             file.seek(0)
-            if start[:4] == b"PK\x03\x04":
+            if start[8:] == b"{":  # eight bytes of length, which may look like anything, then JSON
+                arrays = _read_safetensors(file)
+            elif start[:4] == b"PK\x03\x04":
                 arrays = _read_zip(file, path)
             elif start[:8] == b"\x89HDF\r\n\x1a\n":
                 arrays = _read_hdf5(file)
             elif start[:1] == b"\x80":  # the opcode every pickle since protocol 2 starts with
                 arrays = _read_legacy_torch(file, path)
-            elif start[8:] == b"{":  # eight bytes of length, then JSON
-                arrays = _read_safetensors(file)
             else:
                 raise WeightsError(f"{path}: not a checkpoint: neither PyTorch, safetensors, npz nor HDF5")
     except WeightsError:

@@ -122,7 +122,7 @@ STRUCTURE = [
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
 def test_a_file_that_is_not_coco_is_refused_by_name(tmp_path, content, fault, on_error):
     spec = write(tmp_path, content)
-    with pytest.raises(DataError, match="instances_val2017.json: ") as error:
+    with pytest.raises(DataError, match=r"instances_val2017.json: ") as error:
         load_dataset(spec, "val", on_error)
     assert fault in str(error.value)
 
@@ -130,7 +130,7 @@ def test_a_file_that_is_not_coco_is_refused_by_name(tmp_path, content, fault, on
 def test_a_file_that_is_not_utf8_is_refused_by_name(tmp_path):
     spec = write(tmp_path)
     (tmp_path / "annotations/instances_val2017.json").write_bytes(b'{"images": ["\xff\xfe"]}')
-    with pytest.raises(DataError, match="instances_val2017.json: cannot be read as JSON"):
+    with pytest.raises(DataError, match=r"instances_val2017.json: cannot be read as JSON"):
         load_dataset(spec, "val")
 
 

@@ -73,7 +73,7 @@ def test_header_and_order_are_free(tmp_path, text):
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
 def test_a_file_that_is_no_such_table_is_refused_by_name(tmp_path, text, fault, on_error):
     spec = write(tmp_path, text)
-    with pytest.raises(DataError, match="boxes.csv: ") as error:
+    with pytest.raises(DataError, match=r"boxes.csv: ") as error:
         load_dataset(spec, on_error=on_error)
     assert fault in str(error.value) and "\n" not in str(error.value)
 
@@ -93,7 +93,7 @@ def test_a_file_that_is_no_such_table_is_refused_by_name(tmp_path, text, fault, 
         ("a.png,1,7,5,9,cat", "line 3: has 6 columns, not 7"),
         (",1,7,5,9,cat,train", "line 3: has no path"),
         ("a.png,1,7,5,9,cat,", "line 3: has no split"),
-        ("a.png,1,7,5,9,cat,val", 'image a.png: line 3 says split "val", an earlier one "train"'),
+        ("a.png,1,7,5,9,cat,val", 'image a.png: line 3 puts it in split "val", an earlier line in "train"'),
         ("gone.png,1,7,5,9,cat,train", "image gone.png: there is no image file"),
         ("boxes.csv,1,7,5,9,cat,train", "image boxes.csv: the header of image file"),
     ],
@@ -118,7 +118,7 @@ def test_a_hash_divides_the_images_where_no_column_does(tmp_path):
     paths = [f"img{number:03}.png" for number in range(60)]
     spec = write(tmp_path, "".join(f"{path},1,2,30,40,dog\n" for path in paths), images=paths)
     found = {split: [e.image_id for e in load_dataset(spec, split).examples] for split in ("train", "val", "test")}
-    assert sorted(sum(found.values(), [])) == paths
+    assert sorted(path for part in found.values() for path in part) == paths
     # The same on every machine.
     assert found["val"] == [path for path in paths if hashed_split(path) == "val"]
     assert [hashed_split(path) for path in ("a.png", "b.png", "sub/c.png")] == ["train", "train", "train"]

@@ -63,7 +63,7 @@ def test_a_box_that_leaves_the_image_further_is_clipped_and_reported():
     assert boxes.tolist() == [[10, 10, 64, 20], [0, 10, 20, 20]]
     assert keep.all()
     assert lines[0] == 'FILE: image ID: box 0 (10, 10, 66, 20) "cat": leaves the image of 64x48 pixels: clipped'
-    with pytest.raises(DataError, match="leaves the image .*clips it"):
+    with pytest.raises(DataError, match=r"leaves the image .*clips it"):
         check([(10, 10, 66, 20)], "raise")
 
 
@@ -107,7 +107,7 @@ def test_an_unusable_image(tmp_path):
         assert fault in problems.lines[0] and name in problems.lines[0]
 
 
-def test_a_report_is_one_line():
+def test_a_report_is_one_line_that_can_be_printed():
     problems = Problems("skip")
-    problems.report("a\nb\rc")
-    assert problems.lines == ["a\\nb\\rc"]
+    problems.report("a\nb\rc \ud800")
+    assert problems.lines == ["a\\nb\\rc \\ud800"]

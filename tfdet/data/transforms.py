@@ -144,7 +144,7 @@ def flip(image, boxes, mirrored):
     width = tf.cast(tf.shape(image)[1], tf.float32)
     x1, y1, x2, y2 = tf.unstack(boxes, axis=-1)
     return (
-        tf.where(mirrored, image[:, ::-1], image),
+        tf.cond(mirrored, lambda: tf.reverse(image, axis=[1]), lambda: image),
         tf.where(mirrored, tf.stack([width - x2, y1, width - x1, y2], axis=-1), boxes),
     )
 
@@ -153,8 +153,8 @@ def resize_randomly(image, size, draw):
     """image [H, W, 3] -> float32 [*size, 3] by one of five interpolations, drawn with equal chance."""
     methods = ("bilinear", "area", "nearest", "bicubic", "lanczos3")
     branches = [lambda method=method: tf.cast(tf.image.resize(image, size, method), tf.float32) for method in methods]
-    resized = tf.switch_case(draw.integer(len(methods)), branches)
-    return tf.clip_by_value(tf.ensure_shape(resized, (None, None, 3)), 0.0, 255.0)
+    resized = tf.ensure_shape(tf.switch_case(draw.integer(len(methods)), branches), (None, None, 3))
+    return tf.clip_by_value(resized, 0.0, 255.0)  # bicubic and Lanczos overshoot
 
 
 def distort_colours(image, draw):
@@ -166,10 +166,10 @@ def distort_colours(image, draw):
     hue = tf.where(draw.chance(0.5), draw.uniform(-18.0, 18.0) / 180, 0.0)  # OpenCV's circle has 180 steps
 
     def clipped(values):
-        return tf.clip_by_value(values, 0.0, 255.0)
+        return tf.clip_by_value(values, 0.0, 1.0)
 
-    image = clipped(image + brightness)
-    image = clipped(image * tf.where(contrast_first, contrast, 1.0))
-    image = tf.image.adjust_saturation(image / 255, saturation)
-    image = tf.image.adjust_hue(image, hue) * 255
-    return clipped(image * tf.where(contrast_first, 1.0, contrast))
+    image = clipped((image / 255 + brightness / 255) * tf.where(contrast_first, contrast, 1.0))
+    # The two dear ones are left out where they would change nothing.
+    image = tf.cond(saturation != 1, lambda: tf.image.adjust_saturation(image, saturation), lambda: image)
+    image = tf.cond(hue != 0, lambda: tf.image.adjust_hue(image, hue), lambda: image)
+    return clipped(image * tf.where(contrast_first, 1.0, contrast)) * 255

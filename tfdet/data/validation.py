@@ -33,6 +33,9 @@ class Problems:
     def report(self, line, clipped=False):
         """Raises DataError with a hint, or keeps the line. The caller leaves the thing out (or has clipped it)."""
         line = line.replace("\n", "\\n").replace("\r", "\\r")
+        line = line.encode(
+            "utf-8", "backslashreplace"
+        ).decode()  # JSON may hold half a character, which cannot be printed
         if self.on_error == "raise":
             raise DataError(f'{line} (on_error="skip" {"clips it" if clipped else "leaves it out"})')
         self.lines.append(f"{line}: clipped" if clipped else line)
