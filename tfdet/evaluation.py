@@ -181,15 +181,17 @@ def voc_average_precision(
     return average_precision
 
 
-def evaluate(detector, dataset: Dataset, batch_size: int = 8) -> dict:
+def evaluate(detector, dataset: Dataset, batch_size: int = 8, verbose: int = 0) -> dict:
     """Run a detector over a data set and return everything measured, as a dict that is valid JSON (NaN is None).
 
+    Args:
+        verbose: 1 shows Keras' progress bar.
     Returns:
         {"images": count, one entry for each of `COCO_FIGURES`, "VOC_AP_11point" and "VOC_AP_area": means over the
         classes that have objects, "per_class": {name: {"AP", "AP50", "VOC_AP_11point", "VOC_AP_area", "objects"}}},
         where "objects" counts those that are neither difficult nor crowds. VOC's are at IoU 0.5.
     """
-    detections = inference.detect(detector, dataset, batch_size)
+    detections = inference.detect(detector, dataset, batch_size, verbose)
     coco = coco_average_precision(dataset, detections)
     voc = {
         "VOC_AP_11point": voc_average_precision(dataset, detections),

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 import keras
-import tensorflow as tf
 
 from tfdet import drawing, evaluation, inference, serving
 from tfdet.data import load_dataset, pipeline
@@ -118,6 +117,7 @@ def fit(model, train, val, settings, folder):
         batches,
         steps_per_epoch=per_epoch,
         epochs=max(1, round(settings.steps / per_epoch)),
+        shuffle=False,  # the pipeline does it
         verbose=1 if sys.stdout.isatty() else 2,
         callbacks=[
             evaluation.Evaluation(val, every=settings.evaluate_every),
@@ -135,17 +135,12 @@ def report(model, test, folder, examples=8):
     figures = evaluation.evaluate(model, test)
     (folder / "evaluation.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     shown = dataclasses.replace(test, examples=test.examples[:examples])
-    images = [load_image(example.image) for example in shown.examples]
+    images = [pipeline.load_image(example.image) for example in shown.examples]
     found = inference.detect(model, shown)
     picture = drawing.truth_and_predictions(images, shown.examples, found, test.class_names)
     picture.save(folder / "predictions.png")
     serving.export(model, folder / "export")
     return figures
-
-
-def load_image(source):
-    """A path or encoded bytes -> uint8 [H, W, 3], decoded as for training."""
-    return pipeline.decode(source if isinstance(source, bytes) else tf.io.read_file(source)).numpy()
 
 
 def say_what_was_made(settings, test, figures, folder):

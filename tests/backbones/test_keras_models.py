@@ -64,7 +64,7 @@ def test_keras_cv_backbone(image, tmp_path):
     keras_cv = pytest.importorskip("keras_cv")
     model = keras_cv.models.ResNetV2Backbone(
         stackwise_filters=[8, 8, 16, 16],
-        stackwise_blocks=[1, 1, 1, 1],
+        stackwise_blocks=[2, 2, 2, 2],
         stackwise_strides=[1, 2, 2, 2],
         include_rescaling=True,
     )

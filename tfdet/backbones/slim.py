@@ -9,7 +9,7 @@ def vgg_slim():
     """Builds it: 3x3 convolutions with batch normalisation and 2x2 pools, as VGG, an eighth as wide, and less deep.
 
     The first convolution has stride 2, because most of VGG's time goes into the two at full resolution.
-    0.21 GFLOPs (multiplications and additions) for 300 x 300 pixels; SSD's VGG16 needs 61. 119 thousand parameters.
+    0.21 GFLOPs (multiplications and additions) for 300 x 300 pixels; SSD's VGG16 needs 62. 119 thousand parameters.
 
     Returns: keras.Model, RGB images float32 [B, H, W, 3] in 0..255 ->
         {"C3": [B, H/8, W/8, 48], "C4": [B, H/16, W/16, 96]};

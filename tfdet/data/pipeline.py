@@ -76,6 +76,11 @@ def decode(encoded):
     return tf.ensure_shape(image, (None, None, 3))
 
 
+def load_image(image):
+    """A path, or an encoded image as bytes -> numpy uint8 [H, W, 3], decoded just as for training."""
+    return decode(image if isinstance(image, bytes) else tf.io.read_file(image)).numpy()
+
+
 def read(source):
     """{"path", "bytes"} -> the encoded image."""
     return tf.cond(source["path"] == "", lambda: source["bytes"], lambda: tf.io.read_file(source["path"]))
