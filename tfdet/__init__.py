@@ -10,8 +10,6 @@ from tfdet.evaluation import Evaluation, evaluate
 from tfdet.inference import Detections, detect, detect_files
 from tfdet.serving import export
 
-__version__ = "0.1.0"
-
 __all__ = [
     "SSD",
     "Detections",

@@ -130,7 +130,9 @@ def truth_and_predictions(
     class_names: Sequence[str],
     min_score: float = 0.3,
 ) -> Image.Image:
-    """One row an image: the annotated objects at the left, the detections that score at least `min_score` at the right.
+    """Pairs of pictures: annotated objects at the left, detections that score at least `min_score` at the right.
+
+    Up to four images stand one below the other, more of them in two columns of pairs.
 
     Args:
         images: the pictures, as stored, of the examples. examples, detections: of the same images in the same order.
@@ -152,7 +154,7 @@ def truth_and_predictions(
         scores = found.scores[kept]
         pictures.append(draw_boxes(image, found.boxes[kept] * scale, found.labels[kept], class_names, scores))
         captions.append(f"{len(scores)} predicted with a score of at least {min_score:.2f}")
-    return grid(pictures, 2, captions)
+    return grid(pictures, 2 if len(images) <= 4 else 4, captions)
 
 
 def curves(history: dict[str, list[float]], path: str | os.PathLike) -> None:

@@ -57,7 +57,7 @@ class Settings:
 def load_splits(settings):
     """The training, validation and test Datasets of the settings; says what was left out of them."""
     names = (settings.train_split, settings.val_split, settings.test_split or settings.val_split)
-    splits = {name: load_dataset(settings.data, split=name, on_error=settings.on_error) for name in dict.fromkeys(names)}
+    splits = {name: load_dataset(settings.data, name, settings.on_error) for name in dict.fromkeys(names)}
     for split in splits.values():
         print(f"{split.name}: {len(split)} images, {sum(len(e.boxes) for e in split.examples)} boxes")
         for line in split.skipped:
@@ -81,7 +81,8 @@ def create_run_folder(settings, recipe):
 
 def write_settings(settings, path):
     """Settings as TOML that `--config` reads."""
-    values = {key: value for key, value in dataclasses.asdict(settings).items() if value is not None and key != "config"}
+    values = dataclasses.asdict(settings) | {"config": None}
+    values = {key: value for key, value in values.items() if value is not None}
     # JSON's strings, numbers, booleans and lists are TOML's.
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()]
     Path(path).write_text("".join(lines), encoding="utf-8")
@@ -145,12 +146,13 @@ def report(model, test, folder, examples=8):
 
 def say_what_was_made(settings, test, figures, folder):
     """The last lines of a run: how good, what lies where, and what to type next."""
-    photo = "photo.jpg"
     if settings.data == "shapes":
-        print("\nThis was the built-in set of generated shapes: it shows that all works, not how good photographs get.")
+        print(
+            "\nThis was the built-in set of generated shapes: it shows that all works, not what photographs will give."
+        )
     print(f"\n{test.name} ({len(test)} images): AP {figures['AP']:.3f}, AP50 {figures['AP50']:.3f}")
-    print(f"{folder}/ holds best.keras, export/ (SavedModel), evaluation.json, predictions.png, curves.png, history.csv")
+    print(f"{folder}/ holds best.keras, export/ (SavedModel), evaluation.json, predictions.png, curves.png, ...")
     print("Next:")
-    print(f"  python -m tfdet predict {photo} --model {folder}/best.keras")
+    print(f"  python -m tfdet predict photo.jpg --model {folder}/best.keras")
     if settings.data == "shapes":
         print("  python -m tfdet.recipes.ssd300 --data csv:boxes.csv   your photographs: path,x1,y1,x2,y2,label a line")

@@ -23,7 +23,7 @@ def training_batches(dataset, detector, batch_size, seed=0, cache=False, start_s
         raise ValueError(f"{dataset.name}: {len(dataset)} images do not fill one batch of {batch_size}")
     examples = _annotations(dataset)
     if cache:
-        examples = examples.map(_decode, tf.data.AUTOTUNE).cache()
+        examples = _map(examples, _decode).cache()
     seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
     order = examples.shuffle(len(dataset), seed=seed, reshuffle_each_iteration=True)
     stream = tf.data.Dataset.zip(order, seeds)
@@ -39,7 +39,7 @@ def training_batches(dataset, detector, batch_size, seed=0, cache=False, start_s
         image, boxes, labels = detector.augmentation(example["image"], boxes, labels, tf.stack([seed, 0]))
         return image, detector.encoder(boxes, labels)
 
-    return _batched(stream.map(encode, tf.data.AUTOTUNE), batch_size, drop_remainder=True)
+    return _batched(_map(stream, encode), batch_size, drop_remainder=True)
 
 
 def validation_batches(dataset, detector, batch_size):
@@ -52,7 +52,7 @@ def validation_batches(dataset, detector, batch_size):
         boxes = example["boxes"][kept] * detector.resizer.scale(height, width)
         return detector.resizer(example["image"]), detector.encoder(boxes, example["labels"][kept])
 
-    return _batched(_annotations(dataset).map(encode, tf.data.AUTOTUNE), batch_size)
+    return _batched(_map(_annotations(dataset), encode), batch_size)
 
 
 def prediction_batches(images, detector, batch_size):
@@ -67,7 +67,7 @@ def prediction_batches(images, detector, batch_size):
         height, width, _ = tf.unstack(tf.shape(image))
         return {"images": detector.resizer(image), "scale": detector.resizer.scale(height, width)}
 
-    return _batched(_sources(images).map(resize, tf.data.AUTOTUNE), batch_size)
+    return _batched(_map(_sources(images), resize), batch_size)
 
 
 def decode(encoded):
@@ -111,6 +111,11 @@ def _annotations(dataset):
 
 def _decode(example):
     return {**example, "image": decode(read(example["source"]))}
+
+
+def _map(examples, function):
+    # All of it is TensorFlow ops already; AutoGraph would only rewrite it, and stumbles over `match`.
+    return examples.map(tf.autograph.experimental.do_not_convert(function), tf.data.AUTOTUNE)
 
 
 def _batched(examples, batch_size, drop_remainder=False):

@@ -21,6 +21,8 @@ from tfdet.detectors.base import Detector
 from tfdet.distribution import sum_over_replicas
 from tfdet.resizers import Warp
 
+BACKBONE_LEVELS = ("C3", "C4", "C5")  # strides 8, 16 and, if the backbone reaches it, 32
+
 
 class SSDNeck(keras.layers.Layer):
     """The extra feature layers: pairs of a 1x1 and a 3x3 convolution that carry on where the backbone ends.
@@ -45,8 +47,8 @@ class SSDNeck(keras.layers.Layer):
         ]
 
     def call(self, features):
-        """The backbone's {"C3": [B, H, W, channels], ...}, finest first -> list of all levels, finest first."""
-        levels = list(features.values())
+        """The backbone's {"C3": [B, H, W, channels], ...} -> list of all levels, finest (stride 8) first."""
+        levels = [features[name] for name in BACKBONE_LEVELS if name in features]
         for block in self.blocks:
             levels.append(block(levels[-1]))
         return levels
@@ -226,5 +228,5 @@ def _ssd(num_classes, backbone, weights, image_size, priors, extras, name):
         extras = [(squeeze // 4, width // 4, *geometry) for squeeze, width, *geometry in extras]
     backbone = backbones.build(backbone, weights)
     # A backbone that reaches stride 32 by itself needs one extra level less.
-    missing = len(priors) - len(backbone.output)
+    missing = len(priors) - sum(name in backbone.output for name in BACKBONE_LEVELS)
     return SSD(backbone, num_classes, image_size, priors, extras[len(extras) - missing :], name=name)
