@@ -3,6 +3,7 @@
 import dataclasses
 import glob
 import json
+import zipfile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -161,12 +162,15 @@ def drawn_names(files):
 
 def load_model(path):
     """A detector from a .keras file."""
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise TfdetError(f"{path}: no such file")
+    if not zipfile.is_zipfile(path):
+        raise TfdetError(f"{path}: {'a folder' if Path(path).is_dir() else 'a file'}, but not a .keras model")
     try:
         model = keras.models.load_model(path, compile=False)
-    except (ValueError, OSError, TypeError, KeyError) as error:
-        raise TfdetError(f"{path}: not a model that tfdet can load: {str(error).splitlines()[0]}") from error
+    except (ValueError, OSError, TypeError, KeyError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise TfdetError(f"{path}: not a model that tfdet can load: {reason}") from error
     if not isinstance(model, Detector):
         raise TfdetError(f"{path}: a Keras model, but not a detector of tfdet")
     return model

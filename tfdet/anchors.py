@@ -24,11 +24,13 @@ class PriorBox(keras.layers.Layer):
         aspect_ratios: the ratios beside 1, each > 1; its inverse is added.
         step: pixels of the fed image between two cells.
         offset: of the centre inside the cell, in cells.
+        largest: sides are cut to so many pixels (torchvision cuts them to the image's); None leaves them.
     """
 
-    def __init__(self, min_size, max_size, aspect_ratios, step, offset=0.5, **kwargs):
+    def __init__(self, min_size, max_size, aspect_ratios, step, offset=0.5, largest=None, **kwargs):
         super().__init__(**kwargs)
         self.min_size, self.max_size, self.step, self.offset = min_size, max_size, step, offset
+        self.largest = largest
         self.aspect_ratios = tuple(aspect_ratios)
         self._allow_non_tensor_positional_args = True  # (H, W) will do instead of a feature map
 
@@ -44,7 +46,7 @@ class PriorBox(keras.layers.Layer):
         for ratio in self.aspect_ratios:
             longer, shorter = self.min_size * math.sqrt(ratio), self.min_size / math.sqrt(ratio)
             sizes += [(longer, shorter), (shorter, longer)]
-        return np.array(sizes, "float32")
+        return np.minimum(np.array(sizes, "float32"), self.largest or np.inf)
 
     def call(self, feature_map):
         """feature_map [B, H, W, channels] or (H, W) -> [H * W * P, 4], row by row, then cell by cell."""
@@ -64,6 +66,7 @@ class PriorBox(keras.layers.Layer):
             "aspect_ratios": self.aspect_ratios,
             "step": self.step,
             "offset": self.offset,
+            "largest": self.largest,
         }
 
 

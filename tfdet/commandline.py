@@ -19,19 +19,11 @@ def parse(commands, args=None, prog=None):
     of the wrong type, ends the program with one line and status 2.
     """
     args = list(sys.argv[1:] if args is None else args)
-    messages = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(messages):
-            if isinstance(commands, dict):
-                return tyro.extras.subcommand_cli_from_dict(commands, prog=prog, args=args)
-            defaults = commands()
-            if config := _config_flag(args):
-                defaults = _from_toml(commands, config)
-            return tyro.cli(commands, prog=prog, args=args, default=defaults)
-    except SystemExit as stop:
-        if stop.code:
-            fail(_one_line(messages.getvalue()))
-        raise
+    if isinstance(commands, dict):
+        return _in_one_line(tyro.extras.subcommand_cli_from_dict, commands, prog=prog, args=args)
+    config = _config_flag(args)
+    defaults = _from_toml(commands, config) if config else commands()
+    return _in_one_line(tyro.cli, commands, prog=prog, args=args, default=defaults)
 
 
 def run(command):
@@ -71,8 +63,30 @@ def _from_toml(settings_class, path):
     fields = {field.name for field in dataclasses.fields(settings_class)}
     if unknown := sorted(set(values) - fields):
         fail(f"{path}: unknown setting {', '.join(unknown)}; there are {', '.join(sorted(fields))}")
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return settings_class(**values)
+    return _in_one_line(tyro.cli, settings_class, args=list(_flags(values)), where=f"{path}: ")
+
+
+def _flags(values):
+    """The values of a TOML file as flags, so that tyro checks both alike."""
+    for name, value in values.items():
+        if isinstance(value, bool):
+            yield f"--{name}" if value else f"--no-{name}"
+        elif isinstance(value, list):
+            yield from (f"--{name}", *map(str, value))
+        else:
+            yield f"--{name}={value}"
+
+
+def _in_one_line(read, *args, where="", **kwargs):
+    """Call a function of tyro; what it complains of ends the program with one line and status 2."""
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            return read(*args, **kwargs)
+    except SystemExit as stop:
+        if stop.code:
+            fail(where + _one_line(messages.getvalue()))
+        raise
 
 
 def _one_line(panel):

@@ -1,10 +1,13 @@
 """From a detector and images of any size to detections in pixels of those images."""
 
+import re
 from typing import NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
-from tfdet.data.pipeline import prediction_batches
+from tfdet.data.pipeline import load_image, prediction_batches
+from tfdet.errors import DataError
 
 
 class Detections(NamedTuple):
@@ -39,9 +42,25 @@ def detect_files(detector, paths, batch_size=8, verbose=0):
 def _detect(detector, ids, images, batch_size, verbose):
     if not images:
         return []
-    found = detector.predict(prediction_batches(images, detector, batch_size), verbose=verbose)
+    try:
+        found = detector.predict(prediction_batches(images, detector, batch_size), verbose=verbose)
+    except tf.errors.OpError:
+        _name_unreadable(ids, images)
+        raise
     counts = found["num_detections"]
     return [
         Detections(image_id, *(found[key][i, : counts[i]] for key in ("boxes", "scores", "labels")))
         for i, image_id in enumerate(ids)
     ]
+
+
+def _name_unreadable(ids, images):
+    """Raises DataError for the first of the images that cannot be read, if there is one."""
+    for image_id, image in zip(ids, images, strict=True):
+        try:
+            load_image(image)
+        except tf.errors.OpError as error:
+            # Without the names of ops that TensorFlow puts around it.
+            reason = re.sub(r"\{\{.*?\}\}|\[Op:.*|\bname:.*|\n.*", "", error.message, flags=re.DOTALL).strip()
+            name = image_id if isinstance(image, bytes) else image
+            raise DataError(f"{name}: not an image that can be read: {reason}") from error

@@ -148,7 +148,7 @@ def say_what_was_made(settings, test, figures, folder):
     """The last lines of a run: how good, what lies where, and what to type next."""
     if settings.data == "shapes":
         print(
-            "\nThis was the built-in set of generated shapes: it shows that all works, not what photographs will give."
+            "\nThis was the built-in set of generated shapes: it shows that all works, not what photographs give."
         )
     print(f"\n{test.name} ({len(test)} images): AP {figures['AP']:.3f}, AP50 {figures['AP50']:.3f}")
     print(f"{folder}/ holds best.keras, export/ (SavedModel), evaluation.json, predictions.png, curves.png, ...")

@@ -84,7 +84,7 @@ class SSDAugmentation:
 
 
 def expand(draw, probability=0.5, max_ratio=4.0):
-    """A canvas of 1 to `max_ratio` times the image's size with the image anywhere on it: xyxy [4] in image fractions."""
+    """A canvas of 1 to `max_ratio` times the image's size, the image anywhere on it: xyxy [4] in image fractions."""
     ratio = tf.where(draw.chance(probability), draw.uniform(1.0, max_ratio), 1.0)
     left, top = draw.uniform(0.0, 1.0) * (ratio - 1), draw.uniform(0.0, 1.0) * (ratio - 1)
     return tf.stack([-left, -top, ratio - left, ratio - top])

@@ -19,7 +19,9 @@ from tfdet.coders import DeltaXYWH
 from tfdet.data.transforms import SSDAugmentation
 from tfdet.detectors.base import Detector
 from tfdet.distribution import sum_over_replicas
+from tfdet.errors import WeightsError
 from tfdet.resizers import Warp
+from tfdet.weights import load_torch, read_state_dict
 
 BACKBONE_LEVELS = ("C3", "C4", "C5")  # strides 8, 16 and, if the backbone reaches it, 32
 
@@ -207,11 +209,7 @@ def ssd300(num_classes, backbone="vgg16", weights=None, priors="voc"):
         weights: of the backbone: None, "imagenet", or a file (see tfdet.backbones.build).
         priors: sizes of the released "voc" or "coco" models.
     """
-    sizes = zip(*ssd_sizes(300, 6, *SSD300_RATIOS[priors]), strict=True)
-    ratios, steps = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,)), (8, 16, 32, 64, 100, 300)
-    levels = [PriorBox(low, high, r, step) for (low, high), r, step in zip(sizes, ratios, steps, strict=True)]
-    extras = ((256, 512, 3, 2, 1), (128, 256, 3, 2, 1), (128, 256, 3, 1, 0), (128, 256, 3, 1, 0))
-    return _ssd(num_classes, backbone, weights, 300, levels, extras, "ssd300")
+    return _ssd(num_classes, backbone, weights, 300, _ssd300_priors(priors), SSD300_EXTRAS, "ssd300")
 
 
 def ssd512(num_classes, backbone="vgg16", weights=None, priors="voc"):
@@ -223,6 +221,16 @@ def ssd512(num_classes, backbone="vgg16", weights=None, priors="voc"):
     return _ssd(num_classes, backbone, weights, 512, levels, extras, "ssd512")
 
 
+SSD300_EXTRAS = ((256, 512, 3, 2, 1), (128, 256, 3, 2, 1), (128, 256, 3, 1, 0), (128, 256, 3, 1, 0))
+
+
+def _ssd300_priors(kind, largest=None):
+    sizes = zip(*ssd_sizes(300, 6, *SSD300_RATIOS[kind]), strict=True)
+    ratios, steps = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,)), (8, 16, 32, 64, 100, 300)
+    levels = zip(sizes, ratios, steps, strict=True)
+    return [PriorBox(low, high, r, step, largest=largest) for (low, high), r, step in levels]
+
+
 def _ssd(num_classes, backbone, weights, image_size, priors, extras, name):
     if backbone == "vgg_slim":
         extras = [(squeeze // 4, width // 4, *geometry) for squeeze, width, *geometry in extras]
@@ -230,3 +238,36 @@ def _ssd(num_classes, backbone, weights, image_size, priors, extras, name):
     # A backbone that reaches stride 32 by itself needs one extra level less.
     missing = len(priors) - sum(name in backbone.output for name in BACKBONE_LEVELS)
     return SSD(backbone, num_classes, image_size, priors, extras[len(extras) - missing :], name=name)
+
+
+def ssd300_torchvision(path, class_names=None):
+    """SSD300 on VGG16 with the weights of torchvision's `ssd300_vgg16`, whose outputs it then gives.
+
+    Args:
+        path: its state dict, .pth or .safetensors.
+        class_names: of the logits behind the background's; by default "0", "1", ... The published weights have 90: one
+            for each of COCO's category ids 1 .. 90, ten of which name nothing.
+    Raises:
+        WeightsError: the file cannot be read or does not fit.
+    """
+    state = read_state_dict(path)
+    bias = state.get("head.classification_head.module_list.0.bias")
+    if bias is None:
+        raise WeightsError(f"{path}: not a state dict of torchvision's ssd300_vgg16: it has no classification head")
+    names = class_names or len(bias) // 4 - 1
+    # torchvision cuts the priors' sides to the image's.
+    model = SSD(backbones.build("vgg16"), names, 300, _ssd300_priors("coco", largest=300), SSD300_EXTRAS, name="ssd300")
+
+    convolutions = [layer for layer in model.backbone.layers if isinstance(layer, keras.layers.Conv2D)]
+    features = [f"backbone.features.{i}" for i in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21)]
+    features += [f"backbone.extra.0.{i}" for i in ("1", "3", "5", "7.1", "7.3")]
+    pairs = list(zip(convolutions, features, strict=True))
+    for i, block in enumerate(model.neck.blocks, 1):
+        squeeze, _, widen = block.layers
+        pairs += [(squeeze, f"backbone.extra.{i}.0"), (widen, f"backbone.extra.{i}.2")]
+    for i, (classes, boxes) in enumerate(zip(model.head.class_convs, model.head.box_convs, strict=True)):
+        pairs.append((classes, f"head.classification_head.module_list.{i}"))
+        pairs.append((boxes, f"head.regression_head.module_list.{i}"))
+    load_torch(pairs, state, path, ignore="backbone.scale_weight")
+    model.backbone.get_layer("conv4_3_norm").set_weights([state["backbone.scale_weight"]])
+    return model

@@ -1,0 +1,102 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfdet.coders import DeltaXYWH
+
+SSD_STDS = (0.1, 0.1, 0.2, 0.2)
+ANCHOR = (0, 0, 10, 20)
+LOG2 = math.log(2)
+
+
+@pytest.mark.parametrize(
+    ("box", "deltas"),
+    [
+        (ANCHOR, (0, 0, 0, 0)),
+        ((3, 0, 13, 20), (0.3, 0, 0, 0)),
+        ((0, -5, 10, 15), (0, -0.25, 0, 0)),
+        ((-5, 0, 15, 20), (0, 0, LOG2, 0)),
+        ((0, 5, 10, 15), (0, 0, 0, -LOG2)),
+        ((2, 4, 22, 14), (0.7, -0.05, LOG2, -LOG2)),
+    ],
+)
+@pytest.mark.parametrize("stds", [(1, 1, 1, 1), SSD_STDS])
+def test_by_hand(box, deltas, stds):
+    coder = DeltaXYWH(stds)
+    deltas = np.float32(deltas) / np.float32(stds)
+    np.testing.assert_allclose(coder.encode([ANCHOR], [box]), [deltas], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(coder.decode([ANCHOR], [deltas]), [box], rtol=1e-5, atol=1e-5)
+
+
+@st.composite
+def boxes(draw):
+    place, size = st.floats(-200, 600, width=32), st.floats(1, 600, width=32)
+    x, y, w, h = draw(place), draw(place), draw(size), draw(size)
+    return np.array([x, y, x + w, y + h], np.float32)
+
+
+@settings(max_examples=50, deadline=None)
+@given(boxes(), boxes(), st.sampled_from([(1, 1, 1, 1), SSD_STDS]))
+def test_what_is_encoded_decodes_to_itself(anchor, box, stds):
+    coder = DeltaXYWH(stds, max_ratio=1e4)
+    back = coder.decode(anchor, coder.encode(anchor, box))
+    np.testing.assert_allclose(back, box, rtol=1e-4, atol=1e-4 * max(abs(anchor).max(), abs(box).max()))
+
+
+@pytest.mark.parametrize(("max_ratio", "width"), [(1000 / 16, 625), (2, 20)])
+def test_a_decoded_box_grows_no_further_than_the_bound(max_ratio, width):
+    coder = DeltaXYWH(SSD_STDS, max_ratio)
+    x1, y1, x2, y2 = np.array(coder.decode(ANCHOR, [0.0, 0, 1e4, 1e4]))
+    np.testing.assert_allclose((x2 - x1, y2 - y1), (width, 2 * width), rtol=1e-4)
+    np.testing.assert_allclose((x1 + x2, y1 + y2), (10, 20), rtol=1e-3)
+
+
+def test_the_bound_leaves_smaller_boxes_alone():
+    decoded = DeltaXYWH(max_ratio=4).decode(ANCHOR, [0.0, 0, math.log(3), -10])
+    np.testing.assert_allclose(decoded, (-10, 10 - 10 * math.exp(-10), 20, 10 + 10 * math.exp(-10)), rtol=1e-6)
+
+
+def test_the_usual_bound_is_that_of_detectron():
+    assert DeltaXYWH().max_ratio == 62.5
+
+
+@pytest.mark.parametrize("deltas", [(1e30, 0, 0, 0), (0, 0, 1e30, 1e30), (0, 0, -1e30, -1e30)])
+def test_decoded_boxes_are_finite(deltas):
+    assert np.isfinite(DeltaXYWH().decode(ANCHOR, np.float32(deltas))).all()
+
+
+@pytest.mark.parametrize(
+    ("anchor", "box"), [(ANCHOR, (3, 3, 3, 3)), (ANCHOR, (9, 9, 3, 3)), ((3, 3, 3, 3), ANCHOR), ((0,) * 4, (0,) * 4)]
+)
+def test_encoding_without_an_area_is_finite(anchor, box):
+    assert np.isfinite(DeltaXYWH(SSD_STDS).encode([anchor], [box])).all()
+
+
+def test_shapes_broadcast():
+    coder = DeltaXYWH(SSD_STDS)
+    random = np.random.default_rng(0)
+    anchors, boxes = (
+        np.concatenate([corner, corner + random.uniform(5, 50, (n, 2))], axis=-1).astype(np.float32)
+        for n in (3, 5)
+        for corner in [random.uniform(0, 100, (n, 2))]
+    )
+    every = np.array(coder.encode(anchors[:, None], boxes))
+    assert every.shape == (3, 5, 4)
+    np.testing.assert_allclose(every[2, 4], coder.encode(anchors[2], boxes[4]), rtol=1e-6)
+    deltas = random.normal(size=(2, 3, 4)).astype(np.float32)
+    decoded = np.array(coder.decode(anchors, deltas))
+    assert decoded.shape == (2, 3, 4)
+    np.testing.assert_allclose(decoded[1, 2], coder.decode(anchors[2], deltas[1, 2]), rtol=1e-6)
+    assert coder.encode(anchors[:0], boxes[:0]).shape == coder.decode(anchors[:0], deltas[0, :0]).shape == (0, 4)
+
+
+def test_half_precision_is_left_at_once():
+    coder = DeltaXYWH(SSD_STDS)
+    anchor = np.float16([[1000, 1000, 1003, 1005]])
+    deltas = np.float16([[0.1, 0.1, 0.1, 0.1]])
+    exact = coder.decode(anchor.astype(np.float32), deltas.astype(np.float32))
+    assert coder.encode(anchor, anchor).dtype == np.float32
+    np.testing.assert_array_equal(coder.decode(anchor, deltas), exact)
