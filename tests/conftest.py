@@ -1,10 +1,24 @@
 """Fixtures for all tests."""
 
+import io
+import os
 from pathlib import Path
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow is first imported
+
+import keras
+import numpy as np
 import pytest
+import tensorflow as tf
+from PIL import Image
+
+from tfdet.data import Dataset, Example
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+# Two replicas need two devices, and TensorFlow takes this before it does anything else only.
+CPUS = [tf.config.LogicalDeviceConfiguration()] * 2
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], CPUS)
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +27,59 @@ def shared_data():
     if not SHARED_DATA.is_dir():
         pytest.skip("no real data: there is no folder ../shared/data beside the repository")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def draw_image():
+    """A function (height, width, boxes, labels, format="PNG") -> an encoded image: rectangles on grey, with noise.
+
+    Boxes are xyxy in pixels; those of label 0 are red, of label 1 blue.
+    """
+
+    def make(height, width, boxes, labels, format="PNG"):
+        noise = np.random.default_rng(height * width).integers(-25, 26, (height, width, 3))
+        pixels = np.full((height, width, 3), 128)
+        for (x1, y1, x2, y2), label in zip(boxes, labels, strict=True):
+            pixels[y1:y2, x1:x2] = [(220, 30, 30), (30, 40, 225)][label]
+        encoded = io.BytesIO()
+        Image.fromarray((pixels + noise).astype(np.uint8)).save(encoded, format)
+        return encoded.getvalue()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_dataset(draw_image):
+    """A function (*images) -> Dataset of the classes "red" and "blue"; an image is (height, width, boxes, labels)."""
+
+    def make(*images):
+        examples = []
+        for number, (height, width, boxes, labels) in enumerate(images):
+            array = np.array(boxes, np.float32).reshape(-1, 4)
+            example = Example(
+                image_id=f"image {number}",
+                image=draw_image(height, width, boxes, labels),
+                height=height,
+                width=width,
+                boxes=array,
+                labels=np.array(labels, np.int32),
+                crowd=np.zeros(len(array), bool),
+                difficult=np.zeros(len(array), bool),
+                areas=(array[:, 2:] - array[:, :2]).prod(axis=1),
+            )
+            examples.append(example)
+        return Dataset("drawn", ("red", "blue"), (1, 2), tuple(examples))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory):
+    """(a detector of "red" and "blue" that knows nothing, the .keras file of it), for what needs just any detector."""
+    from tfdet.detectors.ssd import ssd300
+
+    keras.utils.set_random_seed(0)
+    detector = ssd300(("red", "blue"), "vgg_slim")
+    path = tmp_path_factory.mktemp("untrained") / "model.keras"
+    detector.save(path)
+    return detector, path

@@ -90,19 +90,21 @@ def test_ssd_equals_the_greedy_loop(priors, boxes, threshold):
     np.testing.assert_array_equal(assigners.ssd(priors, boxes, threshold), expected)
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.booleans())
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 20), st.booleans())
 def test_ssd_gives_every_box_its_own_prior(seed, num_boxes, clustered):
     random = np.random.default_rng(seed)
     grid = np.stack(np.meshgrid(np.arange(8), np.arange(8)), axis=-1).reshape(-1, 2) * 8.0
     priors = np.concatenate([np.hstack([grid - side / 2, grid + side / 2]) for side in (12, 20)]).astype(np.float32)
-    centres = random.uniform(28, 34, (num_boxes, 2)) if clustered else random.uniform(4, 52, (num_boxes, 2))
-    sides = random.uniform(4, 30, (num_boxes, 2))
+    centres = random.uniform(28, 34, (num_boxes, 2)) if clustered else random.uniform(12, 48, (num_boxes, 2))
+    sides = random.uniform(16, 40, (num_boxes, 2))
     boxes = np.hstack([centres - sides / 2, centres + sides / 2]).astype(np.float32)
     matched = np.array(assigners.ssd(priors, boxes))
+    # Each overlaps so many priors that the others cannot take them all.
+    assert (np.array(box_ops.iou(boxes, priors)) > 1e-6).sum(axis=1).min() >= num_boxes
     expected, owners = greedy_reference(priors, boxes)
     np.testing.assert_array_equal(matched, expected)
-    assert len(owners) == num_boxes  # so many priors were there to be had
+    assert len(owners) == num_boxes
     assert set(matched) >= set(range(num_boxes))
 
 

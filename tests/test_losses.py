@@ -61,10 +61,10 @@ def test_softmax_cross_entropy_by_hand():
 
 @pytest.mark.parametrize("dtype", [tf.bfloat16, tf.float16])
 def test_softmax_cross_entropy_of_half_precision_is_computed_in_float32(dtype):
-    logits = tf.constant([[8, -2, 0.5, 1.25], [-60, 60, 0, 0]], dtype)  # exact in either type
+    logits = tf.constant([[1, -2, 0.5, 1.25], [-60, 60, 0, 0]], dtype)  # exact in either type
     loss = losses.softmax_cross_entropy(np.array([0, 0]), logits)
     assert loss.dtype == tf.float32
-    np.testing.assert_allclose(loss, cross_entropy(np.array([0, 0]), logits.numpy().astype(np.float32)), rtol=1e-5)
+    np.testing.assert_allclose(loss, cross_entropy(np.array([0, 0]), logits.numpy().astype(np.float32)), rtol=1e-6)
 
 
 def test_softmax_cross_entropy_has_a_finite_gradient():

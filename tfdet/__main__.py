@@ -110,11 +110,8 @@ def evaluate(arguments):
     dataset = load_dataset(arguments.data, arguments.split, arguments.on_error)
     for line in dataset.skipped:
         print(f"left out: {line}")
-    if dataset.class_names != model.class_names:
-        raise TfdetError(
-            f"{arguments.model} knows the classes {', '.join(model.class_names)}, "
-            f"but {dataset.name} has {', '.join(dataset.class_names)}"
-        )
+    if unknown := sorted(set(dataset.class_names) - set(model.class_names)):
+        raise TfdetError(f"{arguments.model}: does not know these classes of {dataset.name}: {', '.join(unknown)}")
     figures = evaluation.evaluate(model, dataset, arguments.batch_size, verbose=1)
     if arguments.output:
         Path(arguments.output).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -24,15 +24,15 @@ def convert(boxes, source, target, image_size=None):
             raise ValueError(f"unknown box format {name!r}; there are {', '.join(FORMATS)}")
     boxes = ops.cast(boxes, "float32")
     a, b, c, d = ops.unstack(boxes, 4, axis=-1)
-    match source.removeprefix("rel_"):
-        case "xyxy":
-            x1, y1, x2, y2 = a, b, c, d
-        case "yxyx":
-            x1, y1, x2, y2 = b, a, d, c
-        case "xywh":
-            x1, y1, x2, y2 = a, b, a + c, b + d
-        case "cxcywh":
-            x1, y1, x2, y2 = a - c / 2, b - d / 2, a + c / 2, b + d / 2
+    # No match statement: AutoGraph, which reads what tf.data calls, warns that it does not know it.
+    if source.endswith("xyxy"):
+        x1, y1, x2, y2 = a, b, c, d
+    elif source.endswith("yxyx"):
+        x1, y1, x2, y2 = b, a, d, c
+    elif source.endswith("cxcywh"):
+        x1, y1, x2, y2 = a - c / 2, b - d / 2, a + c / 2, b + d / 2
+    else:  # xywh
+        x1, y1, x2, y2 = a, b, a + c, b + d
 
     if source.startswith("rel_") != target.startswith("rel_"):
         if image_size is None:
@@ -42,15 +42,14 @@ def convert(boxes, source, target, image_size=None):
             height, width = 1 / height, 1 / width
         x1, y1, x2, y2 = x1 * width, y1 * height, x2 * width, y2 * height
 
-    match target.removeprefix("rel_"):
-        case "xyxy":
-            parts = x1, y1, x2, y2
-        case "yxyx":
-            parts = y1, x1, y2, x2
-        case "xywh":
-            parts = x1, y1, x2 - x1, y2 - y1
-        case "cxcywh":
-            parts = (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
+    if target.endswith("xyxy"):
+        parts = x1, y1, x2, y2
+    elif target.endswith("yxyx"):
+        parts = y1, x1, y2, x2
+    elif target.endswith("cxcywh"):
+        parts = (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
+    else:  # xywh
+        parts = x1, y1, x2 - x1, y2 - y1
     return ops.stack(parts, axis=-1)
 
 

@@ -15,14 +15,15 @@ from tfdet.errors import TfdetError
 def parse(commands, args=None, prog=None):
     """Fill a dataclass, or the chosen one of {name: dataclass}, from the command line.
 
-    A dataclass with a `config` field also reads that TOML file, beneath the flags. An unknown flag or key, or a value
-    of the wrong type, ends the program with one line and status 2.
+    A dataclass with a `config` field also reads that TOML file, beneath the flags, and one with a `resume` field the
+    settings in that run folder. An unknown flag or key, or a value of the wrong type, ends the program with one line
+    and status 2.
     """
     args = list(sys.argv[1:] if args is None else args)
     if isinstance(commands, dict):
         return _in_one_line(tyro.extras.subcommand_cli_from_dict, commands, prog=prog, args=args)
-    config = _config_flag(args)
-    defaults = _from_toml(commands, config) if config else commands()
+    file = _settings_file(args)
+    defaults = _from_toml(commands, file) if file else commands()
     return _in_one_line(tyro.cli, commands, prog=prog, args=args, default=defaults)
 
 
@@ -42,13 +43,19 @@ def fail(message):
     raise SystemExit(2)
 
 
-def _config_flag(args):
-    """The value of --config, which has to be read before the flags are: its file gives their defaults."""
+def _settings_file(args):
+    """The TOML file that gives the flags' defaults, so that it has to be read before they are; or None."""
+    if folder := _value_of("--resume", args):
+        return f"{folder}/settings.toml"
+    return _value_of("--config", args)
+
+
+def _value_of(flag, args):
     for i, arg in enumerate(args):
-        if arg == "--config" and i + 1 < len(args):
+        if arg == flag and i + 1 < len(args):
             return args[i + 1]
-        if arg.startswith("--config="):
-            return arg.removeprefix("--config=")
+        if arg.startswith(f"{flag}="):
+            return arg.removeprefix(f"{flag}=")
     return None
 
 

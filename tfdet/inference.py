@@ -22,15 +22,28 @@ class Detections(NamedTuple):
     scores: np.ndarray
     labels: np.ndarray
 
+    def relabelled(self, labels):
+        """The same with label c replaced by labels[c]; where that is negative, left out."""
+        new = labels[self.labels]
+        return Detections(self.image_id, self.boxes[new >= 0], self.scores[new >= 0], new[new >= 0])
+
 
 def detect(detector, dataset, batch_size=8, verbose=0):
-    """Detections in every image of a Dataset, in its order.
+    """Detections in every image of a Dataset, in its order, with its labels.
+
+    Where detector and data set do not know the same classes, they are matched by name, and detections of classes that
+    the data set does not have are left out.
 
     Args:
         verbose: 1 shows Keras' progress bar.
     """
     ids = [example.image_id for example in dataset.examples]
-    return _detect(detector, ids, [example.image for example in dataset.examples], batch_size, verbose)
+    found = _detect(detector, ids, [example.image for example in dataset.examples], batch_size, verbose)
+    if detector.class_names == dataset.class_names:
+        return found
+    known = {name: label for label, name in enumerate(dataset.class_names)}
+    labels = np.array([known.get(name, -1) for name in detector.class_names], np.int32)
+    return [one.relabelled(labels) for one in found]
 
 
 def detect_files(detector, paths, batch_size=8, verbose=0):

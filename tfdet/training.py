@@ -1,15 +1,12 @@
-"""What every recipe does around `model.fit`: settings, optimizer, checkpoints, run folder, final report."""
+"""Settings that every recipe has, and what they mean for `model.fit`."""
 
 import dataclasses
-import datetime
-import json
 import sys
-from pathlib import Path
 from typing import Literal
 
 import keras
 
-from tfdet import drawing, evaluation, inference, serving
+from tfdet import drawing, evaluation, runs
 from tfdet.data import load_dataset, pipeline
 from tfdet.errors import TfdetError
 
@@ -32,10 +29,14 @@ class Settings:
     """TOML file with settings; flags override it."""
     output: str | None = None
     """Run folder to make; by default runs/NAME-DATE."""
+    resume: str | None = None
+    """Run folder of a run that was cut off: goes on from its last checkpoint, with its settings."""
     batch_size: int | None = None
     """Images a step, over all devices."""
     steps: int | None = None
-    """Training steps in total."""
+    """Training steps in total, rounded to whole epochs."""
+    epochs: int | None = None
+    """Passes over the training split, instead of steps; 0 only evaluates."""
     learning_rate: float | None = None
     """Highest learning rate."""
     drops: tuple[int, ...] | None = None
@@ -45,7 +46,7 @@ class Settings:
     weight_decay: float | None = None
     """L2 weight decay of all kernels, as in Caffe: added to the gradient, before momentum."""
     evaluate_every: int = 1
-    """Evaluate on the validation split every so many epochs (passes over the training split)."""
+    """Evaluate on the validation split every so many epochs."""
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     """Precision policy of Keras."""
     cache: bool = False
@@ -67,25 +68,11 @@ def load_splits(settings):
     return [splits[name] for name in names]
 
 
-def create_run_folder(settings, recipe):
-    """Make the folder that a run leaves everything in, with its settings in it."""
-    kind = settings.data.partition(":")[0]
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = Path(settings.output or f"runs/{recipe}-{kind}-{stamp}")
-    if folder.exists() and any(folder.iterdir()):
-        raise TfdetError(f"{folder}: this run folder is not empty")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_settings(settings, folder / "settings.toml")
-    return folder
-
-
-def write_settings(settings, path):
-    """Settings as TOML that `--config` reads."""
-    values = dataclasses.asdict(settings) | {"config": None}
-    values = {key: value for key, value in values.items() if value is not None}
-    # JSON's strings, numbers, booleans and lists are TOML's.
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()]
-    Path(path).write_text("".join(lines), encoding="utf-8")
+def with_whole_epochs(settings, num_images):
+    """The settings with both `epochs` and `steps`, for a training split of `num_images`."""
+    per_epoch = num_images // settings.batch_size
+    epochs = max(1, round(settings.steps / per_epoch)) if settings.epochs is None else settings.epochs
+    return dataclasses.replace(settings, epochs=epochs, steps=epochs * per_epoch)
 
 
 def learning_rate(settings):
@@ -94,65 +81,48 @@ def learning_rate(settings):
     if settings.drops:
         rates = [peak * 0.1**n for n in range(len(settings.drops) + 1)]
         return keras.optimizers.schedules.PiecewiseConstantDecay(list(settings.drops), rates)
-    return keras.optimizers.schedules.CosineDecay(
-        0.0, settings.steps - settings.warmup_steps, warmup_target=peak, warmup_steps=settings.warmup_steps
-    )
+    warmup = min(settings.warmup_steps, settings.steps // 2)
+    rest = max(1, settings.steps - warmup)
+    if not warmup:
+        return keras.optimizers.schedules.CosineDecay(peak, rest)
+    return keras.optimizers.schedules.CosineDecay(0.0, rest, warmup_target=peak, warmup_steps=warmup)
 
 
 def decay_weights(model, weight_decay):
-    """L2 penalty on every kernel, whose gradient is `weight_decay` times the kernel; biases and norms have none."""
+    """L2 penalty on every kernel, whose gradient is `weight_decay` times the kernel; biases and norms have none.
+
+    It is no part of a saved model: call it again after loading one.
+    """
     for variable in model.trainable_variables:
         if len(variable.shape) > 1:
             variable.regularizer = keras.regularizers.L2(weight_decay / 2)
 
 
 def fit(model, train, val, settings, folder):
-    """Train a compiled detector; the folder then holds its checkpoints, best model, history and curves."""
-    per_epoch = len(train) // settings.batch_size
-    batches = pipeline.training_batches(
-        train, model, settings.batch_size, seed=settings.seed, cache=settings.cache, start_step=0
-    )
-    checkpoints = folder / "checkpoints"
-    checkpoints.mkdir()
-    model.fit(
-        batches,
-        steps_per_epoch=per_epoch,
-        epochs=max(1, round(settings.steps / per_epoch)),
-        shuffle=False,  # the pipeline does it
-        verbose=1 if sys.stdout.isatty() else 2,
-        callbacks=[
-            evaluation.Evaluation(val, every=settings.evaluate_every),
-            keras.callbacks.ModelCheckpoint(folder / "best.keras", "val_AP", mode="max", save_best_only=True),
-            keras.callbacks.ModelCheckpoint(checkpoints / "last.keras"),
-            keras.callbacks.CSVLogger(folder / "history.csv"),
-            keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False),
-        ],
-    )
-    drawing.curves(model.history.history, folder / "curves.png")
+    """Train a compiled detector to the end of the settings, from wherever its optimizer stands.
 
-
-def report(model, test, folder, examples=8):
-    """Evaluate on a Dataset, draw predictions beside ground truth, export; returns the figures."""
-    figures = evaluation.evaluate(model, test)
-    (folder / "evaluation.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    shown = dataclasses.replace(test, examples=test.examples[:examples])
-    images = [pipeline.load_image(example.image) for example in shown.examples]
-    found = inference.detect(model, shown)
-    picture = drawing.truth_and_predictions(images, shown.examples, found, test.class_names)
-    picture.save(folder / "predictions.png")
-    serving.export(model, folder / "export")
-    return figures
-
-
-def say_what_was_made(settings, test, figures, folder):
-    """The last lines of a run: how good, what lies where, and what to type next."""
-    if settings.data == "shapes":
-        print(
-            "\nThis was the built-in set of generated shapes: it shows that all works, not what photographs give."
+    The folder then holds its checkpoints, best model, history and curves.
+    """
+    checkpoints = runs.Checkpoints(folder)
+    if model.optimizer.iterations.numpy() < settings.steps:
+        per_epoch = settings.steps // settings.epochs
+        done = int(model.optimizer.iterations.numpy())
+        batches = pipeline.training_batches(
+            train, model, settings.batch_size, seed=settings.seed, cache=settings.cache, start_step=done
         )
-    print(f"\n{test.name} ({len(test)} images): AP {figures['AP']:.3f}, AP50 {figures['AP50']:.3f}")
-    print(f"{folder}/ holds best.keras, export/ (SavedModel), evaluation.json, predictions.png, curves.png, ...")
-    print("Next:")
-    print(f"  python -m tfdet predict photo.jpg --model {folder}/best.keras")
-    if settings.data == "shapes":
-        print("  python -m tfdet.recipes.ssd300 --data csv:boxes.csv   your photographs: path,x1,y1,x2,y2,label a line")
+        runs.forget_history_after(folder, done // per_epoch)
+        model.fit(
+            batches,
+            steps_per_epoch=per_epoch,
+            initial_epoch=done // per_epoch,
+            epochs=settings.epochs,
+            shuffle=False,  # the pipeline does it
+            verbose=1 if sys.stdout.isatty() else 2,
+            callbacks=[
+                evaluation.Evaluation(val, every=settings.evaluate_every),
+                keras.callbacks.CSVLogger(folder / "history.csv", append=True),
+                keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False),
+                checkpoints,
+            ],
+        )
+    drawing.curves(runs.read_history(folder), folder / "curves.png")

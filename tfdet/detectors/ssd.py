@@ -245,8 +245,8 @@ def ssd300_torchvision(path, class_names=None):
 
     Args:
         path: its state dict, .pth or .safetensors.
-        class_names: of the logits behind the background's; by default "0", "1", ... The published weights have 90: one
-            for each of COCO's category ids 1 .. 90, ten of which name nothing.
+        class_names: {logit: name}, the background being logit 0; the rest is called "unused 12" and so on. The
+            published weights have a logit for each of COCO's category ids up to 90, ten of which name nothing.
     Raises:
         WeightsError: the file cannot be read or does not fit.
     """
@@ -254,7 +254,7 @@ def ssd300_torchvision(path, class_names=None):
     bias = state.get("head.classification_head.module_list.0.bias")
     if bias is None:
         raise WeightsError(f"{path}: not a state dict of torchvision's ssd300_vgg16: it has no classification head")
-    names = class_names or len(bias) // 4 - 1
+    names = [(class_names or {}).get(logit, f"unused {logit}") for logit in range(1, len(bias) // 4)]
     # torchvision cuts the priors' sides to the image's.
     model = SSD(backbones.build("vgg16"), names, 300, _ssd300_priors("coco", largest=300), SSD300_EXTRAS, name="ssd300")
 

@@ -7,12 +7,13 @@ Measured runs, their settings and pictures: recipes/ssd300/README.md.
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Literal
 
 import keras
 
-from tfdet import commandline, training
-from tfdet.detectors.ssd import ssd300
+from tfdet import commandline, runs, training
+from tfdet.detectors.ssd import ssd300, ssd300_torchvision
 from tfdet.distribution import strategy_scope
 
 
@@ -30,6 +31,8 @@ class Settings(training.Settings):
     """Weights of the backbone: imagenet, none, or a file (torchvision state dict, Keras weights)."""
     priors: Literal["voc", "coco"] | None = None
     """Prior box sizes of the released VOC or COCO models."""
+    weights: str | None = None
+    """Start from these weights of the whole detector: a state dict of torchvision's ssd300_vgg16."""
 
 
 # What follows from the data where the command line is silent. The paper's schedules are the released code's.
@@ -70,27 +73,36 @@ def resolve(settings):
 
 def main(args=None):
     """The recipe; `args` is the command line without the program's name. Returns the run folder."""
-    settings = resolve(commandline.parse(Settings, args, prog="python -m tfdet.recipes.ssd300"))
-    return commandline.run(lambda: train(settings))
+    settings = commandline.parse(Settings, args, prog="python -m tfdet.recipes.ssd300")
+    return commandline.run(lambda: train(resolve(settings)))
 
 
 def train(settings):
     keras.utils.set_random_seed(settings.seed)
     keras.mixed_precision.set_dtype_policy(settings.precision)
     train, val, test = training.load_splits(settings)
+    settings = training.with_whole_epochs(settings, len(train))
+    folder = Path(settings.resume) if settings.resume else runs.create_folder(settings, "ssd300")
 
     with strategy_scope():
-        weights = None if settings.backbone_weights == "none" else settings.backbone_weights
-        model = ssd300(train.class_names, settings.backbone, weights, settings.priors)
+        model = runs.last_checkpoint(folder) or build(settings, train)
         training.decay_weights(model, settings.weight_decay)
-        model.compile(keras.optimizers.SGD(training.learning_rate(settings), momentum=0.9))
-
-    folder = training.create_run_folder(settings, "ssd300")
     training.fit(model, train, val, settings, folder)
-    best = keras.models.load_model(folder / "best.keras")
-    figures = training.report(best, test, folder)
-    training.say_what_was_made(settings, test, figures, folder)
+    best = keras.models.load_model(folder / "best.keras") if settings.epochs else model
+    figures = runs.report(best, test, folder)
+    runs.say_what_was_made(settings, "ssd300", test, figures, folder)
     return folder
+
+
+def build(settings, dataset):
+    """A compiled SSD300 for the classes of a Dataset."""
+    if settings.weights:
+        model = ssd300_torchvision(settings.weights, dict(zip(dataset.category_ids, dataset.class_names, strict=True)))
+    else:
+        weights = None if settings.backbone_weights == "none" else settings.backbone_weights
+        model = ssd300(dataset.class_names, settings.backbone, weights, settings.priors)
+    model.compile(keras.optimizers.SGD(training.learning_rate(settings), momentum=0.9))
+    return model
 
 
 if __name__ == "__main__":

@@ -1,0 +1,367 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfdet.data import transforms
+from tfdet.data.transforms import Draw, SSDAugmentation
+
+LIMITS = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+class Chosen(Draw):
+    """Draws that a test has chosen: every number is `part` of the way from low to high."""
+
+    def __init__(self, part=0.0, chances=(), integer=0):
+        super().__init__((0, 0))
+        self.part, self.chances, self.chosen = part, list(chances), integer
+
+    def uniform(self, low, high, shape=()):
+        return tf.fill(shape, tf.constant(low + (high - low) * self.part, tf.float32))
+
+    def chance(self, probability):
+        return tf.constant(self.chances.pop(0))
+
+    def integer(self, high):
+        return tf.constant(min(self.chosen, int(high) - 1))
+
+
+def in_a_graph(augmentation):
+    """Traced once for images of any size, as tf.data does it; returns numpy arrays."""
+    specs = [((None, None, 3), tf.uint8), ((None, 4), tf.float32), ((None,), tf.int32), ((2,), tf.int32)]
+    graph = tf.function(augmentation, [tf.TensorSpec(*spec) for spec in specs])
+    return lambda *arguments: tuple(value.numpy() for value in graph(*arguments))
+
+
+@pytest.fixture(scope="module")
+def augment():
+    """To images of 100 pixels a side."""
+    return in_a_graph(SSDAugmentation(100))
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """A picture of noise with five boxes."""
+    random = np.random.default_rng(0)
+    image = random.integers(0, 256, (120, 160, 3)).astype(np.uint8)
+    boxes = np.float32([(10, 10, 60, 70), (70, 20, 150, 110), (30, 60, 50, 80), (0, 0, 160, 120), (100, 5, 110, 15)])
+    return image, boxes, np.arange(5, dtype=np.int32)
+
+
+# --- the whole ---
+
+
+def test_the_same_seed_gives_the_same_result(augment, scene):
+    for one, other in zip(augment(*scene, (3, 4)), augment(*scene, (3, 4)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_each_seed_gives_another_result(augment, scene):
+    images = {augment(*scene, seed)[0].tobytes() for seed in [(0, 0), (1, 0), (0, 1), (2, 0), (3, 0)]}
+    assert len(images) == 5
+
+
+def test_what_comes_back_is_a_fed_image_with_boxes_inside(augment, scene):
+    counts = set()
+    for seed in range(40):
+        image, boxes, labels = augment(*scene, (seed, 0))
+        assert (image.shape, image.dtype) == ((100, 100, 3), np.float32)
+        assert 0 <= image.min() < image.max() <= 255
+        assert boxes.dtype == np.float32 and labels.dtype == np.int32
+        assert len(boxes) == len(labels) == len(set(labels))
+        assert (boxes >= 0).all() and (boxes <= 100).all()
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+        counts.add(len(boxes))
+    assert 5 in counts and len(counts) >= 3
+
+
+def test_without_boxes(augment, scene):
+    for seed in range(10):
+        image, boxes, labels = augment(scene[0], np.zeros((0, 4), np.float32), np.zeros(0, np.int32), (seed, 0))
+        assert image.shape == (100, 100, 3)
+        assert boxes.shape == (0, 4) and labels.shape == (0,)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1), (2, 3), (500, 7)])
+def test_an_image_of_any_size_will_do(augment, shape):
+    boxes = np.float32([(0, 0, shape[1], shape[0])])
+    for seed in range(15):
+        image, found, _ = augment(np.full((*shape, 3), 200, np.uint8), boxes, np.int32([0]), (seed, 0))
+        assert image.shape == (100, 100, 3) and np.isfinite(image).all()
+        assert len(found) <= 1 and (found >= 0).all() and (found <= 100).all()
+
+
+def test_a_bright_object_is_where_its_box_says(augment):
+    """Through expansion, crop, warp and flip. The grey of a distorted black and white picture stays grey and on its
+    side of 80, and the canvas, which is not grey, shows where the picture is not."""
+    image = np.zeros((400, 500, 3), np.uint8)
+    x1, y1, x2, y2 = box = (120, 60, 330, 280)
+    image[y1:y2, x1:x2] = 255
+    checked = 0
+    for seed in range(120):
+        fed, boxes, _ = augment(image, np.float32([box]), np.int32([7]), (seed, 1))
+        if len(boxes) == 0:
+            continue
+        bright = (np.ptp(fed, axis=-1) < 3) & (fed.mean(axis=-1) > 80)
+        rows, columns = np.flatnonzero(bright.any(axis=1)), np.flatnonzero(bright.any(axis=0))
+        extent = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+        np.testing.assert_allclose(extent, boxes[0], atol=2, err_msg=f"seed {seed}")
+        assert bright[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].mean() > 0.98
+        checked += 1
+    assert checked > 100
+
+
+def test_boxes_with_their_centre_in_the_window_stay_and_are_clipped(monkeypatch):
+    """The image lies at (1/2, 0) .. (1, 1/2) of a canvas twice its size; the crop shows the middle of that."""
+    monkeypatch.setattr(transforms, "expand", lambda draw: tf.constant([-1.0, 0.0, 1.0, 2.0]))
+    monkeypatch.setattr(transforms, "iou_constrained_crop", lambda boxes, draw: tf.constant([0.25, 0.0, 0.75, 0.5]))
+    image = np.full((100, 200, 3), 255, np.uint8)
+    # The window is x -100 .. 100 and y 0 .. 100 of that image: 2 pixels become 1 in x, 1 stays 1 in y.
+    boxes = {
+        (20, 10, 60, 30): (60, 10, 80, 30),
+        (60, 20, 140, 40): (80, 20, 100, 40),  # its centre is on the border
+        (62, 20, 140, 40): None,
+        (98, 0, 100, 100): (99, 0, 100, 100),
+        (150, 0, 200, 50): None,
+        (0, 0, 200, 100): (50, 0, 100, 100),
+    }
+    labels = np.arange(len(boxes), dtype=np.int32)
+    expected = np.float32([box for box in boxes.values() if box])
+    mirrored = np.stack([100 - expected[:, 2], expected[:, 1], 100 - expected[:, 0], expected[:, 3]], axis=1)
+    cases = set()
+    for seed in range(8):
+        fed, found, kept = SSDAugmentation(100)(image, np.float32(list(boxes)), labels, (seed, 0))
+        np.testing.assert_array_equal(kept, [0, 1, 3, 5])
+        is_canvas = abs(fed.numpy() - SSDAugmentation.mean).max(axis=-1) < 1e-3
+        at_left = bool(is_canvas[0, 0])
+        np.testing.assert_array_equal(is_canvas, np.tile((np.arange(100) < 50) == at_left, (100, 1)))
+        np.testing.assert_allclose(found, expected if at_left else mirrored, atol=1e-4)
+        cases.add(at_left)
+    assert cases == {True, False}
+
+
+def test_boxes_are_kept_by_their_centre_for_every_seed(augment, scene):
+    """The window follows from the same draws; where each box's centre lies is computed anew."""
+    image, _, _ = scene
+    random = np.random.default_rng(1)
+    corners = random.uniform(0, (140, 100), (30, 2))
+    boxes = np.hstack([corners, corners + random.uniform(2, 20, (30, 2))]).astype(np.float32)
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2 / (160, 120)
+    left_out = 0
+    for seed in range(15):
+        draw = Draw((seed, 0))
+        canvas = transforms.expand(draw).numpy()
+        size = canvas[2:] - canvas[:2]
+        unit = boxes / np.float32([160, 120, 160, 120])
+        crop = transforms.iou_constrained_crop((unit - np.tile(canvas[:2], 2)) / np.tile(size, 2), draw).numpy()
+        low, high = canvas[:2] + crop[:2] * size, canvas[:2] + crop[2:] * size
+        expected = np.flatnonzero(((centres >= low) & (centres <= high)).all(axis=1))
+        _, _, labels = augment(image, boxes, np.arange(30, dtype=np.int32), (seed, 0))
+        np.testing.assert_array_equal(labels, expected)
+        left_out += len(expected) < 30
+    assert left_out > 3
+
+
+@pytest.mark.parametrize(
+    "window", [(-3, -3, -2, -2), (1.5, 0, 2, 1), (0, -2, 1, -1), (-1, 0, 0, 1), (1, 1, 2, 2), (0.2, 1, 0.6, 1.7)]
+)
+def test_a_crop_of_nothing_but_canvas_works(window):
+    image = np.full((20, 30, 3), 255, np.uint8)
+    fed = SSDAugmentation(16)._show(image, tf.constant(window, tf.float32), Draw((0, 0))).numpy()
+    assert fed.shape == (16, 16, 3)
+    is_canvas = abs(fed - SSDAugmentation.mean).max(axis=-1) < 1e-3
+    assert is_canvas.sum() >= 15 * 16  # all but at most one row or column at the border
+
+
+def test_a_window_shows_its_part_of_the_image():
+    ramp = np.zeros((40, 80, 3), np.uint8)
+    ramp[..., 0], ramp[..., 1] = np.arange(80)[None, :], np.arange(40)[:, None]
+    draw = Chosen(chances=[False] * 5, integer=2)  # nearest, colours as they are
+    fed = SSDAugmentation(20)._show(ramp, tf.constant([0.25, 0.0, 0.5, 0.5]), draw).numpy()
+    np.testing.assert_allclose(fed[0, :, 0], np.arange(20, 40), atol=0.01)
+    np.testing.assert_allclose(fed[:, 0, 1], np.arange(20), atol=0.01)
+
+
+# --- expand ---
+
+
+def test_the_canvas_is_one_to_four_times_as_large_and_holds_the_image():
+    canvases = np.array([transforms.expand(Draw((seed, 0))) for seed in range(200)])
+    ratio = canvases[:, 2] - canvases[:, 0]
+    np.testing.assert_allclose(canvases[:, 3] - canvases[:, 1], ratio, rtol=1e-5)
+    assert (canvases[:, :2] <= 0).all() and (canvases[:, 2:] >= 1 - 1e-6).all()
+    assert 70 <= (ratio == 1).sum() <= 130
+    assert (ratio >= 1).all() and 3.7 < ratio.max() <= 4
+    # The place is drawn in x and y apart, from one end to the other.
+    place = -canvases[ratio > 1.5, :2] / (ratio[ratio > 1.5, None] - 1)
+    assert place.min() < 0.1 and place.max() > 0.9 and abs(np.corrcoef(place.T)[0, 1]) < 0.4
+
+
+# --- crop ---
+
+
+def best_iou(crop, boxes):
+    top_left, bottom_right = np.maximum(crop[:2], boxes[:, :2]), np.minimum(crop[2:], boxes[:, 2:])
+    intersection = np.maximum(bottom_right - top_left, 0).prod(axis=1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    return (intersection / ((crop[2:] - crop[:2]).prod() + areas - intersection)).max()
+
+
+def proposals(boxes, seed):
+    """Every crop that one of them is drawn from."""
+    found = []
+    while True:
+        draw = Draw((seed, 0))
+        asked = []
+        draw.integer = lambda high, asked=asked: asked.append(int(high)) or len(found)
+        found.append(transforms.iou_constrained_crop(boxes, draw).numpy())
+        if len(found) == asked[0]:
+            return found
+
+
+def test_crops_obey_their_constraints():
+    boxes = np.float32([(0.05, 0.1, 0.95, 1.0), (0.2, 0.2, 0.3, 0.3)])
+    complete, smallest, largest, flattest, below = 0, 1.0, 0.0, 1.0, 0
+    for seed in range(25):
+        found = proposals(boxes, seed)
+        np.testing.assert_array_equal(found[0], (0, 0, 1, 1))
+        crops = np.array(found[1:])
+        assert (crops >= -1e-6).all() and (crops <= 1 + 1e-6).all()
+        width, height = (crops[:, 2:] - crops[:, :2]).T
+        scale, ratio = np.sqrt(width * height), width / height
+        assert (scale >= 0.3 - 1e-6).all() and (scale <= 1 + 1e-6).all()
+        assert (ratio >= 0.5 - 1e-5).all() and (ratio <= 2 + 1e-5).all()
+        smallest, largest, flattest = min(smallest, *scale), max(largest, *scale), min(flattest, *ratio)
+        below += best_iou(crops[-1], boxes) < 0.1  # the last sampler has no lower bound
+        if len(found) == 7:
+            complete += 1
+            for crop, limit in zip(crops, LIMITS, strict=False):
+                assert best_iou(crop, boxes) >= limit - 1e-5
+    assert complete >= 5
+    assert smallest < 0.4 and largest > 0.9 and flattest < 0.7
+
+
+def test_a_sampler_without_success_proposes_nothing():
+    """No crop, 0.3 of the side at least, has IoU 0.5 with a box this small; any crop will do for the last sampler."""
+    tiny = np.float32([(0.4, 0.4, 0.5, 0.5)])
+    for seed in range(5):
+        found = proposals(tiny, seed)
+        assert 2 <= len(found) <= 3  # IoU 0.1 is within reach
+        assert all(best_iou(crop, tiny) >= 0.1 - 1e-6 for crop in found[1:-1])
+
+
+def test_an_image_without_boxes_is_not_cropped():
+    assert [list(crop) for crop in proposals(np.zeros((0, 4), np.float32), 0)] == [[0, 0, 1, 1]]
+
+
+def test_every_proposal_is_drawn():
+    boxes = np.float32([(0.0, 0.0, 1.0, 1.0)])
+    whole = sum(transforms.iou_constrained_crop(boxes, Draw((s, 0))).numpy().tolist() == [0, 0, 1, 1] for s in range(60))
+    assert 2 <= whole <= 20  # a seventh is 8.6
+
+
+# --- small parts ---
+
+
+def test_windows_there_and_back():
+    window = tf.constant([-1.0, 0.5, 3.0, 1.0])
+    box = tf.constant([0.0, 0.5, 1.0, 0.75])
+    inside = transforms.to_window(box[None], window)[0]
+    np.testing.assert_allclose(inside, (0.25, 0, 0.5, 0.5))
+    np.testing.assert_allclose(transforms.from_window(inside, window), box)
+
+
+def test_flip_by_hand():
+    image = np.arange(12, dtype=np.float32).reshape(1, 4, 3)
+    boxes = np.float32([(0, 0, 1, 1), (1, 0, 4, 1)])
+    same, same_boxes = transforms.flip(image, boxes, tf.constant(False))
+    np.testing.assert_array_equal(same, image)
+    np.testing.assert_array_equal(same_boxes, boxes)
+    mirrored, mirrored_boxes = transforms.flip(image, boxes, tf.constant(True))
+    np.testing.assert_array_equal(mirrored[0, :, 0], (9, 6, 3, 0))
+    np.testing.assert_array_equal(mirrored_boxes, [(3, 0, 4, 1), (0, 0, 3, 1)])
+    assert transforms.flip(image, boxes[:0], tf.constant(True))[1].shape == (0, 4)
+
+
+def test_half_of_all_images_are_mirrored(augment):
+    """No boxes, so no crop; expansion leaves the darker half where it is."""
+    image = np.zeros((40, 40, 3), np.uint8)
+    image[:, 20:] = 255
+    mirrored = 0
+    for seed in range(60):
+        fed, _, _ = augment(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int32), (seed, 2))
+        bright = (np.ptp(fed, axis=-1) < 3) & (fed.mean(axis=-1) > 80)
+        dark = (np.ptp(fed, axis=-1) < 3) & (fed.mean(axis=-1) < 60)
+        mirrored += np.nonzero(bright)[1].mean() < np.nonzero(dark)[1].mean()
+    assert 18 <= mirrored <= 42
+
+
+def resized(image, size, method):
+    return np.clip(tf.cast(tf.image.resize(image, size, method), tf.float32), 0, 255)
+
+
+def test_all_five_interpolations_occur():
+    image = np.random.default_rng(0).integers(0, 256, (6, 6, 3)).astype(np.uint8)
+    methods = ("bilinear", "area", "nearest", "bicubic", "lanczos3")
+    expected = {m: resized(image, (9, 4), m).tobytes() for m in methods}
+    assert len(set(expected.values())) == 5
+    found = [transforms.resize_randomly(image, (9, 4), Draw((seed, 0))).numpy().tobytes() for seed in range(60)]
+    assert set(found) == set(expected.values())
+    assert max(map(found.count, expected.values())) < 30
+
+
+def test_resizing_does_not_leave_the_range_of_pixels():
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[:, 4:] = 255
+    for integer in range(5):
+        larger = transforms.resize_randomly(image, (20, 20), Chosen(integer=integer)).numpy()
+        assert larger.dtype == np.float32 and larger.min() >= 0 and larger.max() <= 255
+
+
+# contrast first, brightness, contrast, saturation, hue
+KEEP, ALL = (False, False, False, False, False), (True, True, True, True, True)
+LAST = (False, True, True, True, True)
+COLOURS = {
+    "as it is": (KEEP, 1.0, (250, 30, 99), (250, 30, 99)),
+    "as it is, whatever is drawn": ((True, False, False, False, False), 0.0, (250, 30, 99), (250, 30, 99)),
+    "brightest": ((False, True, False, False, False), 1.0, (250, 30, 99), (255, 62, 131)),
+    "darkest": ((False, True, False, False, False), 0.0, (250, 30, 99), (218, 0, 67)),
+    "highest contrast": ((False, False, True, False, False), 1.0, (200, 30, 100), (255, 45, 150)),
+    "lowest contrast": ((True, False, True, False, False), 0.0, (200, 30, 100), (100, 15, 50)),
+    "most colour": ((False, False, False, True, False), 1.0, (200, 150, 100), (200, 125, 50)),
+    "least colour": ((False, False, False, True, False), 0.0, (200, 150, 100), (200, 175, 150)),
+    "red turns to orange": ((False, False, False, False, True), 1.0, (255, 0, 0), (255, 153, 0)),  # 36 degrees
+    "red turns to pink": ((False, False, False, False, True), 0.0, (255, 0, 0), (255, 0, 153)),
+    "grey, all, lowest": (ALL, 0.0, (100, 100, 100), (34, 34, 34)),
+    "grey, all, highest": (ALL, 1.0, (100, 100, 100), (198, 198, 198)),
+    "clipped after contrast": (ALL, 0.0, (20, 20, 20), (0, 0, 0)),
+    "clipped before contrast": (LAST, 1.0, (250, 250, 250), (255, 255, 255)),
+    "contrast first, saturation clipped": ((True, False, True, True, False), 1.0, (240, 160, 80), (255, 232.5, 52.5)),
+    "contrast last": ((False, False, True, True, False), 0.0, (240, 160, 80), (120, 100, 80)),
+}
+
+
+@pytest.mark.parametrize(("chances", "part", "pixel", "expected"), COLOURS.values(), ids=COLOURS)
+def test_colours_by_hand(chances, part, pixel, expected):
+    image = np.full((2, 2, 3), pixel, np.float32)
+    distorted = transforms.distort_colours(tf.constant(image), Chosen(part, chances))
+    np.testing.assert_allclose(distorted, np.full((2, 2, 3), expected), atol=0.05)
+
+
+def test_colours_each_change_has_a_chance_of_one_half():
+    image = tf.constant(np.random.default_rng(0).integers(0, 256, (4, 4, 3)).astype(np.float32))
+    distort = tf.function(lambda seed: transforms.distort_colours(image, Draw(seed)))
+    results = [distort(tf.constant((seed, 0))).numpy() for seed in range(160)]
+    unchanged = sum(np.abs(result - image).max() < 0.01 for result in results)
+    assert 2 <= unchanged <= 24  # a sixteenth is 10
+    assert all(0 <= result.min() and result.max() <= 255 for result in results)
+
+
+def test_draws_are_uniform_and_follow_from_the_seed_and_their_number():
+    draw, again = Draw((1, 2)), Draw((1, 2))
+    first, second = draw.uniform(0.0, 1.0), draw.uniform(0.0, 1.0)
+    assert (first, second) == (again.uniform(0.0, 1.0), again.uniform(0.0, 1.0)) and first != second
+    many = Draw((0, 0)).uniform(2.0, 4.0, (2000,)).numpy()
+    assert many.min() >= 2 and many.max() < 4 and abs(many.mean() - 3) < 0.05
+    draw = Draw((5, 0))
+    assert {int(draw.integer(3)) for _ in range(40)} == {0, 1, 2}
+    assert 10 < sum(bool(draw.chance(0.25)) for _ in range(100)) < 40

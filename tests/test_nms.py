@@ -1,0 +1,242 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfdet import boxes as box_ops
+from tfdet import nms
+
+few = settings(max_examples=50, deadline=None)
+
+
+def strip(*ranges):
+    """Boxes that are 10 high and go from x1 to x2, so that an IoU is that of two intervals."""
+    return np.array([(x1, 0, x2, 10) for x1, x2 in ranges], np.float32).reshape(-1, 4)
+
+
+def greedy(boxes, scores, threshold):
+    """The loop of every textbook, in numpy: indices of what is kept, best first."""
+    overlaps = np.array(box_ops.iou(boxes, boxes))
+    kept = []
+    for i in np.argsort(-scores, kind="stable"):
+        if all(overlaps[i, k] <= threshold for k in kept):
+            kept.append(int(i))
+    return kept
+
+
+@st.composite
+def scored_boxes(draw, max_size=14, num_labels=1):
+    """Boxes on a coarse grid, so that they often overlap, with scores all different, and labels."""
+    side, place = st.integers(1, 10), st.integers(-12, 12)
+    rows = draw(st.lists(st.tuples(place, place, side, side), max_size=max_size))
+    boxes = np.array([(x, y, x + w, y + h) for x, y, w, h in rows], np.float32).reshape(-1, 4)
+    scores = np.array(draw(st.permutations(range(1, len(rows) + 1))), np.float32) / (len(rows) + 1)
+    labels = draw(st.lists(st.integers(0, num_labels - 1), min_size=len(rows), max_size=len(rows)))
+    return boxes, scores, np.array(labels, np.int32)
+
+
+THREE = strip((0, 10), (2, 12), (4, 14))  # IoU of neighbours 8/12, of the outer two 6/14
+NMS_CASES = {
+    "nothing": (strip(), [], 0.5, []),
+    "one": (strip((0, 10)), [0.1], 0.5, [0]),
+    "best first": (strip((0, 10), (20, 30), (40, 50)), [0.2, 0.9, 0.5], 0.5, [1, 2, 0]),
+    "the best suppresses its neighbours": (THREE, [0.5, 0.9, 0.6], 0.5, [1]),
+    "who is suppressed suppresses nobody": (THREE, [0.9, 0.6, 0.5], 0.5, [0, 2]),
+    "a high threshold": (THREE, [0.9, 0.6, 0.5], 0.7, [0, 1, 2]),
+    "a low threshold": (THREE, [0.9, 0.6, 0.5], 0.4, [0]),
+    "IoU at the threshold is kept": (strip((0, 10), (0, 5)), [0.9, 0.8], 0.5, [0, 1]),
+    "IoU above the threshold is not": (strip((0, 10), (0, 5.01)), [0.9, 0.8], 0.5, [0]),
+    "identical": (strip((0, 10), (0, 10)), [0.8, 0.9], 0.99, [1]),
+    "equals in the order in which they came": (strip((40, 50), (0, 10), (20, 30)), [0.5, 0.5, 0.5], 0.5, [0, 1, 2]),
+    "of equals the first survives": (THREE, [0.5, 0.5, 0.5], 0.4, [0]),
+    "boxes without area do not overlap": (strip((5, 5), (5, 5), (0, 10)), [0.9, 0.8, 0.7], 0.5, [0, 1, 2]),
+    "negative scores": (strip((0, 10), (20, 30)), [-2, -1], 0.5, [1, 0]),
+}
+
+
+@pytest.mark.parametrize(("boxes", "scores", "threshold", "kept"), NMS_CASES.values(), ids=NMS_CASES)
+def test_nms_by_hand(boxes, scores, threshold, kept):
+    found = nms.nms(boxes, np.array(scores, np.float32), threshold)
+    assert found.dtype == tf.int32
+    assert found.numpy().tolist() == kept
+    # x and y are treated alike.
+    assert nms.nms(boxes[:, [1, 0, 3, 2]], np.array(scores, np.float32), threshold).numpy().tolist() == kept
+
+
+def test_nms_stops_after_so_many():
+    boxes = strip((0, 10), (20, 30), (40, 50))
+    assert nms.nms(boxes, [0.2, 0.9, 0.5], 0.5, max_outputs=2).numpy().tolist() == [1, 2]
+    assert nms.batched_nms(boxes, [0.2, 0.9, 0.5], [0, 1, 0], 0.5, max_outputs=1).numpy().tolist() == [1]
+
+
+@few
+@given(scored_boxes(), st.sampled_from([0.1, 0.3, 0.5, 0.8]))
+def test_nms_equals_the_loop(detections, threshold):
+    boxes, scores, _ = detections
+    assert nms.nms(boxes, scores, threshold).numpy().tolist() == greedy(boxes, scores, threshold)
+
+
+@few
+@given(scored_boxes(num_labels=4), st.sampled_from([0.0, 0.3, 0.5]))
+def test_batched_nms_equals_nms_label_by_label(detections, threshold):
+    boxes, scores, labels = detections
+    kept = []
+    for label in np.unique(labels):
+        indices = np.flatnonzero(labels == label)
+        kept += indices[greedy(boxes[indices], scores[indices], threshold)].tolist()
+    expected = sorted(kept, key=lambda i: -scores[i])
+    assert nms.batched_nms(boxes, scores, labels, threshold).numpy().tolist() == expected
+
+
+@pytest.mark.parametrize("corner", [0, -100, -7.5])
+def test_batched_nms_labels_stay_apart_wherever_the_boxes_lie(corner):
+    boxes = np.array([(0, 0, 10, 10), (1, 0, 11, 10), (0, 0, 10, 10)], np.float32) + corner
+    assert nms.batched_nms(boxes, [0.9, 0.8, 0.7], [0, 0, 1], 0.0).numpy().tolist() == [0, 2]
+    assert nms.batched_nms(np.zeros((0, 4)), [], np.zeros(0, int), 0.5).shape == (0,)
+
+
+def soft_reference(boxes, scores, sigma, score_threshold):
+    """Bodla et al. 2017, figure 2, with the Gaussian penalty."""
+    overlaps, scores = np.array(box_ops.iou(boxes, boxes), np.float64), scores.astype(np.float64)
+    kept, left = [], list(range(len(scores)))
+    while left:
+        best = max(left, key=lambda i: scores[i])
+        if scores[best] <= score_threshold:
+            break
+        kept.append(best)
+        left.remove(best)
+        for i in left:
+            scores[i] *= np.exp(-(overlaps[best, i] ** 2) / sigma)
+    return kept, scores[kept]
+
+
+def test_soft_nms_by_hand():
+    boxes = strip((0, 10), (0, 5), (20, 30))
+    kept, scores = nms.soft_nms(boxes, [0.9, 0.8, 0.7], sigma=0.5)
+    assert kept.numpy().tolist() == [0, 2, 1]
+    np.testing.assert_allclose(scores, [0.9, 0.7, 0.8 * np.exp(-0.25 / 0.5)], rtol=1e-5)
+    kept, scores = nms.soft_nms(boxes, [0.9, 0.8, 0.7], sigma=0.5, score_threshold=0.5)
+    assert kept.numpy().tolist() == [0, 2]
+    assert nms.soft_nms(boxes, [0.9, 0.8, 0.7], max_outputs=1)[0].numpy().tolist() == [0]
+    assert nms.soft_nms(strip(), [])[0].shape == (0,)
+
+
+@few
+@given(scored_boxes(max_size=10), st.sampled_from([0.1, 0.5, 1.0]), st.sampled_from([0.001, 0.2]))
+def test_soft_nms_equals_the_loop(detections, sigma, threshold):
+    boxes, scores, _ = detections
+    # Scores that are no simple fractions, so that no two become equal on the way.
+    scores = (scores**1.234).astype(np.float32)
+    expected, expected_scores = soft_reference(boxes, scores, sigma, threshold)
+    kept, new_scores = nms.soft_nms(boxes, scores, sigma, threshold)
+    assert kept.numpy().tolist() == expected
+    np.testing.assert_allclose(new_scores, expected_scores, rtol=1e-4)
+
+
+def run_multiclass(boxes, scores, iou=0.5, score=0.01, pre_nms=400, keep=5):
+    """With a batch of one; returns the detections of that image without padding, after looking at the padding."""
+    found = nms.multiclass_nms(np.float32(boxes)[None], np.float32(scores)[None], iou, score, pre_nms, keep)
+    found = {name: value.numpy()[0] for name, value in found.items()}
+    check_padding(found, keep)
+    count = found.pop("num_detections")
+    return tuple(value[:count].tolist() for value in found.values())
+
+
+def check_padding(found, keep):
+    assert (found["boxes"].shape, found["boxes"].dtype) == ((keep, 4), np.float32)
+    assert (found["scores"].shape, found["scores"].dtype) == ((keep,), np.float32)
+    assert (found["labels"].shape, found["labels"].dtype) == ((keep,), np.int32)
+    assert found["num_detections"].dtype == np.int32
+    count = found["num_detections"]
+    assert (found["boxes"][count:] == 0).all()
+    assert (found["scores"][count:] == 0).all()
+    assert (found["labels"][count:] == -1).all()
+    assert (found["labels"][:count] >= 0).all()
+
+
+def test_multiclass_classes_are_independent():
+    boxes, scores, labels = run_multiclass(strip((0, 10), (1, 11)), [(0.75, 0.25), (0.5, 0.625)])
+    assert labels == [0, 1]
+    assert scores == [0.75, 0.625]
+    assert boxes == strip((0, 10), (1, 11)).tolist()
+
+
+def test_multiclass_one_box_may_serve_two_classes():
+    boxes, scores, labels = run_multiclass(strip((0, 10)), [(0.5, 0.25, 0.0)])
+    assert (labels, scores, boxes) == ([0, 1], [0.5, 0.25], strip((0, 10), (0, 10)).tolist())
+
+
+@pytest.mark.parametrize(("threshold", "kept"), [(0.5, [0.75]), (0.25, [0.75, 0.5]), (0.75, []), (0, [0.75, 0.5, 0.25])])
+def test_multiclass_a_score_must_exceed_the_threshold(threshold, kept):
+    _, scores, _ = run_multiclass(strip((0, 10), (20, 30), (40, 50)), [[0.25], [0.75], [0.5]], score=threshold)
+    assert scores == kept
+
+
+@pytest.mark.parametrize(("threshold", "kept"), [(0.5, [0.75, 0.5]), (0.4999, [0.75])])
+def test_multiclass_iou_at_the_threshold_is_kept(threshold, kept):
+    _, scores, _ = run_multiclass(strip((0, 10), (0, 5)), [[0.75], [0.5]], iou=threshold)
+    assert scores == kept
+
+
+def test_multiclass_boxes_may_lie_outside_the_unit_square_and_the_image():
+    far = [(-30, -20, -10, -5), (500, 600, 700, 900)]
+    boxes, _, _ = run_multiclass(far, [[0.75], [0.5]])
+    assert boxes == [list(map(float, box)) for box in far]
+
+
+@pytest.mark.parametrize(("pre_nms", "kept"), [(1, [0.75]), (2, [0.75]), (3, [0.75, 0.5])])
+def test_multiclass_only_the_best_of_each_class_go_into_nms(pre_nms, kept):
+    """The second is suppressed; the third survives only if it got that far."""
+    _, scores, _ = run_multiclass(strip((0, 10), (0, 9), (20, 30)), [[0.75], [0.625], [0.5]], pre_nms=pre_nms)
+    assert scores == kept
+
+
+def test_multiclass_the_limit_before_nms_is_per_class():
+    _, _, labels = run_multiclass(strip((0, 10), (20, 30)), [(0.75, 0.5), (0.25, 0.625)], pre_nms=1)
+    assert labels == [0, 1]
+
+
+def test_multiclass_max_detections_are_the_best_over_all_classes():
+    boxes = strip(*[(20 * i, 20 * i + 10) for i in range(4)])
+    scores = np.linspace(0.9, 0.1, 12).reshape(4, 3)
+    _, kept, labels = run_multiclass(boxes, scores, keep=7)
+    np.testing.assert_allclose(kept, scores.ravel()[:7], rtol=1e-6)
+    assert labels == [0, 1, 2, 0, 1, 2, 0]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 2), (2, 0, 2)])
+def test_multiclass_without_any_detection(shape):
+    found = nms.multiclass_nms(np.zeros((*shape[:2], 4)), np.zeros(shape), 0.5, 0.01, 400, 6)
+    assert found["num_detections"].numpy().tolist() == [0, 0]
+    for image in range(2):
+        check_padding({name: value.numpy()[image] for name, value in found.items()}, 6)
+
+
+def multiclass_reference(boxes, scores, iou, score, pre_nms, keep):
+    found = []
+    for label in range(scores.shape[1]):
+        best = np.argsort(-scores[:, label], kind="stable")[:pre_nms]
+        best = best[scores[best, label] > score]
+        found += [(scores[i, label], label, i) for i in best[greedy(boxes[best], scores[best, label], iou)]]
+    return sorted(found, reverse=True)[:keep]
+
+
+@few
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3, 20]), st.sampled_from([2, 5, 100]), st.sampled_from([4, 50]))
+def test_multiclass_equals_the_loops(seed, num_boxes, pre_nms, keep):
+    random = np.random.default_rng(seed)
+    corner = random.integers(0, 20, (2, num_boxes, 2))
+    boxes = np.concatenate([corner, corner + random.integers(1, 12, (2, num_boxes, 2))], axis=-1).astype(np.float32)
+    scores = random.permutation(2 * num_boxes * 3).reshape(2, num_boxes, 3).astype(np.float32) / (6 * num_boxes)
+    found = nms.multiclass_nms(boxes, scores, 0.4, 0.1, pre_nms, keep)
+    for image in range(2):
+        detections = {name: value.numpy()[image] for name, value in found.items()}
+        check_padding(detections, keep)
+        expected = multiclass_reference(boxes[image], scores[image], 0.4, 0.1, pre_nms, keep)
+        count = detections["num_detections"]
+        assert count == len(expected)
+        assert detections["labels"][:count].tolist() == [label for _, label, _ in expected]
+        np.testing.assert_array_equal(detections["scores"][:count], [score for score, _, _ in expected])
+        for box, (_, _, i) in zip(detections["boxes"], expected, strict=False):
+            np.testing.assert_array_equal(box, boxes[image, i])

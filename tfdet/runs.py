@@ -1,0 +1,140 @@
+"""The folder that a run leaves everything in: settings, checkpoints, history, report."""
+
+import csv
+import dataclasses
+import datetime
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import keras
+
+from tfdet import drawing, evaluation, inference, serving
+from tfdet.data import pipeline
+from tfdet.errors import TfdetError
+
+
+def create_folder(settings, recipe):
+    """Make the folder of a new run, with the settings in it."""
+    kind = settings.data.partition(":")[0]
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = Path(settings.output or f"runs/{recipe}-{kind}-{stamp}")
+    if folder.exists() and any(folder.iterdir()):
+        raise TfdetError(f"{folder}: this run folder is not empty; --resume {folder} goes on with its run")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_settings(settings, folder / "settings.toml")
+    return folder
+
+
+def write_settings(settings, path):
+    """Settings as TOML that `--config` reads."""
+    values = dataclasses.asdict(settings) | {"config": None, "resume": None}
+    values = {key: value for key, value in values.items() if value is not None}
+    # JSON's strings, numbers, booleans and lists are TOML's.
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()]
+    Path(path).write_text("".join(lines), encoding="utf-8")
+
+
+class Checkpoints(keras.callbacks.Callback):
+    """After each epoch: a checkpoint to go on from, and best.keras whenever val_AP is better than ever before.
+
+    Both are whole .keras models with their optimizer (so with its step, from which schedule and shuffle position
+    follow). A file gets its name only when it is complete and on the disk: one that was half written when the power
+    went is never taken for a checkpoint. The last two checkpoints are kept.
+
+    Must follow `evaluation.Evaluation` among the callbacks.
+    """
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = Path(folder)
+        self.best = max((_best_so_far(path) for path in _checkpoints(folder)[-1:]), default=float("-inf"))
+
+    def on_epoch_end(self, epoch, logs=None):
+        improved = logs["val_AP"] > self.best
+        self.best = max(self.best, logs["val_AP"])
+        (self.folder / "checkpoints").mkdir(exist_ok=True)
+        self._save(self.folder / "checkpoints" / f"epoch-{epoch + 1:05d}.keras")
+        if improved or not (self.folder / "best.keras").exists():
+            self._save(self.folder / "best.keras")
+        for old in _checkpoints(self.folder)[:-2]:
+            old.unlink()
+
+    def _save(self, path):
+        unfinished = path.with_name(f".unfinished-{path.name}")
+        try:
+            self.model.save(unfinished)
+            with zipfile.ZipFile(unfinished, "a") as archive:
+                archive.writestr(STATE, json.dumps({"best_val_AP": self.best}))
+            with open(unfinished, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            kept = ", ".join(file.name for file in _checkpoints(self.folder)) or "none yet"
+            raise TfdetError(f"{path}: cannot be written: {error}; whole checkpoints: {kept}") from error
+
+
+STATE = "tfdet-run.json"  # inside the .keras archive, beside what Keras puts there
+
+
+def last_checkpoint(folder):
+    """The compiled model of the last checkpoint in a run folder, or None if there is none yet."""
+    paths = _checkpoints(folder)
+    return keras.models.load_model(paths[-1]) if paths else None
+
+
+def _checkpoints(folder):
+    return sorted((Path(folder) / "checkpoints").glob("epoch-*.keras"))
+
+
+def _best_so_far(path):
+    with zipfile.ZipFile(path) as archive:
+        return json.loads(archive.read(STATE))["best_val_AP"]
+
+
+def read_history(folder):
+    """history.csv -> {column: [value of each epoch]}; no file, no columns."""
+    path = Path(folder) / "history.csv"
+    if not path.exists():
+        return {}
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else ()) if name != "epoch"}
+
+
+def forget_history_after(folder, epochs):
+    """Keep the first `epochs` rows of history.csv: those after the last checkpoint are about to be written again."""
+    path = Path(folder) / "history.csv"
+    if path.exists():
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(b"".join(lines[: epochs + 1]) if epochs else b"")
+
+
+def report(model, test, folder, examples=8):
+    """Evaluate on a Dataset, draw predictions beside ground truth, export; returns the figures."""
+    figures = evaluation.evaluate(model, test)
+    (folder / "evaluation.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    shown = dataclasses.replace(test, examples=test.examples[:examples])
+    images = [pipeline.load_image(example.image) for example in shown.examples]
+    found = inference.detect(model, shown)
+    picture = drawing.truth_and_predictions(images, shown.examples, found, test.class_names)
+    picture.save(folder / "predictions.png")
+    shutil.rmtree(folder / "export", ignore_errors=True)  # of a run that is resumed
+    serving.export(model, folder / "export")
+    return figures
+
+
+def say_what_was_made(settings, recipe, test, figures, folder):
+    """The last lines of a run: how good, what lies where, and what to type next."""
+    shapes = settings.data == "shapes"
+    if shapes:
+        print("\nThis was the built-in set of generated shapes: it shows that all works, not what photographs give.")
+    print(f"\n{test.name} ({len(test)} images): AP {figures['AP']:.3f}, AP50 {figures['AP50']:.3f}")
+    print(f"{folder}/ holds best.keras, export/ (SavedModel), evaluation.json, predictions.png, curves.png, ...")
+    print("Next:")
+    print(f"  python -m tfdet predict photo.jpg --model {folder}/best.keras")
+    if shapes:
+        print(f"  python -m tfdet.recipes.{recipe} --data csv:boxes.csv   your photographs: path,x1,y1,x2,y2,label")
