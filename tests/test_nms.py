@@ -205,9 +205,8 @@ def test_multiclass_max_detections_are_the_best_over_all_classes():
     assert labels == [0, 1, 2, 0, 1, 2, 0]
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 2), (2, 0, 2)])
-def test_multiclass_without_any_detection(shape):
-    found = nms.multiclass_nms(np.zeros((*shape[:2], 4)), np.zeros(shape), 0.5, 0.01, 400, 6)
+def test_multiclass_without_any_detection():
+    found = nms.multiclass_nms(np.zeros((2, 3, 4)), np.zeros((2, 3, 2)), 0.5, 0.01, 400, 6)
     assert found["num_detections"].numpy().tolist() == [0, 0]
     for image in range(2):
         check_padding({name: value.numpy()[image] for name, value in found.items()}, 6)

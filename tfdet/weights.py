@@ -59,6 +59,18 @@ def read_state_dict(path):
     return {name: a.astype(np.float32) if a.dtype == np.float16 else a for name, a in arrays.items()}
 
 
+def keras_application(build, **arguments):
+    """A network of keras.applications with its ImageNet weights, which Keras downloads once.
+
+    Raises: WeightsError if they cannot be had, with what can be done instead.
+    """
+    try:
+        return build(weights="imagenet", **arguments)
+    except Exception as error:  # Keras raises a bare Exception for a failed download
+        reason = str(error).splitlines()[0]
+        raise WeightsError(f"imagenet weights of {build.__name__}: {reason}; a file with weights works too") from error
+
+
 def load_torch(pairs, state, source, ignore=()):
     """Gives the tensors of a PyTorch state dict to Keras layers.
 

@@ -9,7 +9,7 @@ the paper): the expansion of the first block that leaves each stride, the last a
 
 import keras
 
-from ..weights import load_arrays, load_torch, read_state_dict
+from ..weights import keras_application, load_arrays, load_torch, read_state_dict
 from .vgg import TORCH_PIXELS
 
 # Table 2 of the paper: expansion, output channels, repetitions, stride of the first repetition.
@@ -29,7 +29,7 @@ def mobilenet_v2(weights=None):
     Raises: WeightsError if the file cannot be read or does not fit.
     """
     if weights == "imagenet":
-        source = keras.applications.MobileNetV2(weights="imagenet", include_top=False)
+        source = keras_application(keras.applications.MobileNetV2, include_top=False)
         model = _network(KERAS_PIXELS, symmetric=False, epsilon=1e-3)
         # The same layers in the same order. Keras' own model is not handed out because it rounds odd maps down
         # when it is built for images of any size: 300 -> 37, 18, 9.

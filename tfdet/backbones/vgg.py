@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 
 from ..errors import WeightsError
-from ..weights import load_arrays, read_state_dict
+from ..weights import keras_application, load_arrays, read_state_dict
 
 # Convolutions of each stage and their channels. conv4_3 is the third convolution of the fourth stage.
 STAGES = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
@@ -139,7 +139,7 @@ def _read(weights):
 
 def _imagenet():
     """Keras' VGG16 with its top, as `read_state_dict` would give it. 528 MB are downloaded once."""
-    model = keras.applications.VGG16(weights="imagenet", include_top=True)
+    model = keras_application(keras.applications.VGG16, include_top=True)
     names = [_keras_name(name) for name in CONVOLUTIONS] + ["fc1", "fc2"]
     return {f"{name}/{i}": array for name in names for i, array in enumerate(model.get_layer(name).get_weights())}
 

@@ -82,11 +82,12 @@ def train(settings):
     keras.mixed_precision.set_dtype_policy(settings.precision)
     train, val, test = training.load_splits(settings)
     settings = training.with_whole_epochs(settings, len(train))
-    folder = Path(settings.resume) if settings.resume else runs.create_folder(settings, "ssd300")
 
     with strategy_scope():
-        model = runs.last_checkpoint(folder) or build(settings, train)
+        model = runs.last_checkpoint(settings.resume) if settings.resume else None
+        model = model or build(settings, train)
         training.decay_weights(model, settings.weight_decay)
+    folder = Path(settings.resume) if settings.resume else runs.create_folder(settings, "ssd300")
     training.fit(model, train, val, settings, folder)
     best = keras.models.load_model(folder / "best.keras") if settings.epochs else model
     figures = runs.report(best, test, folder)
