@@ -44,6 +44,13 @@ def test_offset_moves_the_centre_inside_the_cell():
     np.testing.assert_allclose(boxes[3], around(12.5, 2.5, 4, 4))
 
 
+def test_largest_cuts_the_sides():
+    boxes = PriorBox(261, 315, (2,), step=300, largest=300)((1, 1))
+    middle = math.sqrt(261 * 315)
+    sides = [(261, 261), (middle, middle), (300, 261 / ROOT2), (261 / ROOT2, 300)]
+    np.testing.assert_allclose(boxes, [around(150, 150, *side) for side in sides], rtol=1e-6, atol=1e-4)
+
+
 def test_only_the_size_of_a_feature_map_matters():
     prior = PriorBox(30, 60, (2,), step=8)
     expected = np.array(prior((5, 7)))
@@ -63,7 +70,7 @@ def test_priors_stay_in_float32_under_mixed_precision():
 
 
 def test_serialization():
-    prior = PriorBox(60, 111, (2, 3), step=16, offset=0.4, name="level")
+    prior = PriorBox(60, 111, (2, 3), step=16, offset=0.4, largest=90, name="level")
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(prior))
     assert again.name == "level"
     np.testing.assert_array_equal(again((3, 2)), prior((3, 2)))

@@ -317,6 +317,6 @@ def test_all_of_keras_works_on_two_replicas(make_dataset, on_two_replicas):
     assert np.isfinite(list(figures.values())).all()
     images = np.concatenate([pixels(example) for example in dataset.examples[1:]])
     found = detector.predict(images, verbose=0)
-    alone = [detector.predict_on_batch(image[None]) for image in images]
+    alone = [detector.predict_step(image[None]) for image in images]
     expected = {key: np.concatenate([one[key] for one in alone]) for key in found}
     assert_same_detections(found, expected, [(300, 300)])

@@ -114,6 +114,7 @@ def evaluate(arguments):
         raise TfdetError(f"{arguments.model}: does not know these classes of {dataset.name}: {', '.join(unknown)}")
     figures = evaluation.evaluate(model, dataset, arguments.batch_size, verbose=1)
     if arguments.output:
+        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
         Path(arguments.output).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     console = Console()
     console.print(tables(figures, dataset.name))
@@ -131,6 +132,8 @@ def export(arguments):
 def find_images(arguments):
     """Files, folders and globs -> image files, sorted within each argument."""
     files = []
+    if not arguments:
+        raise TfdetError("predict: no images given")
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():

@@ -97,8 +97,9 @@ def _in_one_line(read, *args, where="", **kwargs):
 
 
 def _one_line(panel):
-    """tyro's framed message without its frame and its closing advice."""
-    text = re.sub(r"[╭╮╰╯│]", " ", panel.split("╰")[0])
-    lines = [line.strip(" ─") for line in text.splitlines()]
-    lines = [line for line in lines if line and not line.startswith(("For full helptext", "Argument helptext"))]
-    return ": ".join([lines[0], " ".join(lines[1:])]) if lines else "cannot read the command line"
+    """tyro's framed message without its frame, its details and its closing advice."""
+    text = re.split(r"╰|Got errors:|Argument helptext:|For full helptext", panel)[0]
+    lines = [line.strip(" ─") for line in re.sub(r"[╭╮│]", " ", text).splitlines()]
+    title, *rest = [line for line in lines if line] or ["cannot read the command line"]
+    rest = " ".join(rest)
+    return rest if rest.startswith(title) else f"{title}: {rest}"

@@ -65,7 +65,7 @@ def multiclass_nms(boxes, scores, iou_threshold, score_threshold, pre_nms, max_d
         max_detections: K.
     Returns:
         {"boxes" float32 [B, K, 4], "scores" float32 [B, K], "labels" int32 [B, K], "num_detections" int32 [B]}, best
-        first, padded with 0, 0 and -1.
+        first (among equals the kernel's order), padded with 0, 0 and -1.
     """
     boxes, scores = tf.cast(boxes, tf.float32), tf.cast(scores, tf.float32)
     pre_nms = tf.minimum(pre_nms, tf.shape(scores)[1])

@@ -1,6 +1,7 @@
 """SavedModel export for TensorFlow Serving: from encoded images to detections in their pixels, all in the graph."""
 
 import os
+import shutil
 from pathlib import Path
 
 import keras
@@ -47,6 +48,7 @@ def export(detector, folder, version=1):
     images = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
     archive.add_endpoint("images", from_images, [images])
     unfinished = target.with_name(f".{version}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of an export that was cut off
     archive.write_out(str(unfinished), verbose=False)
     extra = unfinished / "assets.extra"
     extra.mkdir()

@@ -54,7 +54,7 @@ class FakeDetector(Detector):
     """Finds, in every image, its left half as class 0, then one pixel as class 1 if the image is bright."""
 
     def __init__(self, augmentation=None):
-        super().__init__(2)
+        super().__init__(("a", "b", "c"))
         self.resizer = Warp(SIZE)
         self.augmentation = augmentation or SSDAugmentation(SIZE)
 
@@ -239,6 +239,13 @@ def test_detections_are_in_pixels_of_the_original_images(detector):
     assert [one.labels.tolist() for one in found] == [[0], [0, 1], [0, 1]]
     np.testing.assert_allclose([one.scores[0] for one in found], [30 / 255, 40 / 255, 50 / 255], rtol=1e-5)
     assert inference.detect(detector, dataset()) == []
+
+
+def test_detections_have_the_labels_of_the_data_set(detector):
+    data = Dataset("other", ("z", "b"), (1, 2), (example(4, [], size=(32, 64)),))
+    (found,) = inference.detect(detector, data)
+    assert found.labels.tolist() == [1]  # "a" is unknown there
+    np.testing.assert_allclose(found.boxes, [(16, 8, 20, 10)])
 
 
 def test_detections_in_files_are_named_by_their_path(detector, tmp_path):

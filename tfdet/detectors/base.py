@@ -30,8 +30,6 @@ class Detector(keras.Model):
         super().__init__(**kwargs)
         names = range(class_names) if isinstance(class_names, int) else class_names
         self.class_names = tuple(str(name) for name in names)
-        # NMS has no XLA kernel; predict() keeps it out of what XLA compiles, but only when asked to use XLA at all.
-        self.supports_jit = False
 
     @property
     def num_classes(self):
@@ -73,6 +71,13 @@ class Detector(keras.Model):
         callbacks = callbacks.callbacks if isinstance(callbacks, keras.callbacks.CallbackList) else callbacks
         callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or [])
         return super().fit(*args, callbacks=[StopOnNonFiniteLoss(), *callbacks], **kwargs)
+
+    def make_predict_function(self, force=False):
+        """keras.Model's, but not compiled by XLA, whatever `jit_compile` says: NMS has no XLA kernel."""
+        jit_compile, self.jit_compile = self.jit_compile, False
+        super().make_predict_function(force)
+        self.jit_compile = jit_compile
+        return self.predict_function
 
     def predict_step(self, data):
         """Images [B, H, W, 3] of any one size -> detections in pixels of those images.
