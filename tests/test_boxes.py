@@ -67,7 +67,7 @@ def test_convert_needs_no_image_size_inside_a_unit(source, target):
 
 @pytest.mark.parametrize("formats", [("yxhw", "xyxy"), ("xyxy", "rel_"), ("XYXY", "xyxy")])
 def test_convert_refuses_an_unknown_format_and_lists_what_there_is(formats):
-    with pytest.raises(ValueError, match="unknown box format .*xyxy, yxyx, xywh"):
+    with pytest.raises(ValueError, match=r"unknown box format .*xyxy, yxyx, xywh"):
         boxes.convert([[0.0, 0, 1, 1]], *formats)
 
 

@@ -144,6 +144,19 @@ def test_string_image_ids_give_the_same_figures():
     assert evaluation.coco_figures(named, detections) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_fast_evaluator_gives_the_same_figures(monkeypatch, seed):
+    pytest.importorskip("hotcoco", reason="the extra fast-eval is not installed")
+    _, data = read_tiny_coco()
+    detections = perturbed(data, np.random.default_rng(seed)) if seed else []
+    fast = evaluation.coco_average_precision(data, detections)
+    monkeypatch.setattr(evaluation, "hotcoco", None)
+    slow = evaluation.coco_average_precision(data, detections)
+    assert fast.figures == pytest.approx(slow.figures, abs=1e-9, nan_ok=True)
+    for name, figures in slow.per_class.items():
+        assert fast.per_class[name] == pytest.approx(figures, abs=1e-9, nan_ok=True)
+
+
 def test_coco_ground_truth_and_results():
     data = dataset(example("a", [[10, 20, 40, 60], [0, 0, 5, 5]], [1, 0], difficult=[1], areas=[700, 20]), ids=(7, 9))
     truth = evaluation.coco_ground_truth(data)
@@ -347,7 +360,7 @@ def test_evaluate_is_json_with_none_for_nan(monkeypatch):
     calls = []
     monkeypatch.setattr(inference, "detect", lambda *args: calls.append(args) or detections, raising=False)
     report = evaluation.evaluate("the detector", data, batch_size=3)
-    assert calls == [("the detector", data, 3)]
+    assert calls == [("the detector", data, 3, 0)]
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert list(report) == ["images", *evaluation.COCO_FIGURES, "VOC_AP_11point", "VOC_AP_area", "per_class"]
     assert report["images"] == 2 and report["AP"] == pytest.approx(0.5) and report["APl"] is None

@@ -167,7 +167,9 @@ def test_multiclass_one_box_may_serve_two_classes():
     assert (labels, scores, boxes) == ([0, 1], [0.5, 0.25], strip((0, 10), (0, 10)).tolist())
 
 
-@pytest.mark.parametrize(("threshold", "kept"), [(0.5, [0.75]), (0.25, [0.75, 0.5]), (0.75, []), (0, [0.75, 0.5, 0.25])])
+@pytest.mark.parametrize(
+    ("threshold", "kept"), [(0.5, [0.75]), (0.25, [0.75, 0.5]), (0.75, []), (0, [0.75, 0.5, 0.25])]
+)
 def test_multiclass_a_score_must_exceed_the_threshold(threshold, kept):
     _, scores, _ = run_multiclass(strip((0, 10), (20, 30), (40, 50)), [[0.25], [0.75], [0.5]], score=threshold)
     assert scores == kept

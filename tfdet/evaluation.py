@@ -3,6 +3,8 @@
 Ground truth comes as a `Dataset`, predictions as one `Detections` an image, both in pixels of the original images.
 COCO's figures are computed by pycocotools, the code whose numbers everybody quotes. A figure that has no meaning,
 because no object counts towards it, is NaN here (pycocotools itself says -1).
+
+The extra `fast-eval` puts hotcoco in its place, which gives the same twelve figures (tests compare them to 1e-9).
 """
 
 import contextlib
@@ -23,6 +25,11 @@ from tfdet import inference
 from tfdet.data.dataset import Dataset
 from tfdet.errors import DataError
 from tfdet.inference import Detections
+
+try:
+    import hotcoco  # the extra "fast-eval"
+except ImportError:
+    hotcoco = None
 
 # In the order of COCOeval.stats: AP over IoU 0.50:0.95, at 0.50, at 0.75, of small (area < 32²), medium and large
 # (> 96²) objects; recall with at most 1, 10 and 100 detections an image, and of small, medium and large objects.
@@ -97,25 +104,25 @@ def save_coco_results(path, dataset: Dataset, detections: Sequence[Detections]) 
 def coco_average_precision(dataset: Dataset, detections: Sequence[Detections]) -> CocoResult:
     """COCO's figures of the whole data set and AP, AP50 of every class, from one run of pycocotools.
 
+    With the extra `fast-eval`, hotcoco runs instead: the same figures in a hundredth of the time.
+
     Detections are matched to images by `image_id`; an image without any counts as one in which nothing was found.
     COCO looks at the 100 best of each class in an image. No detections give 0, no objects give NaN.
 
     Raises:
         DataError: as `coco_results`.
     """
-    results = coco_results(dataset, detections)
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress and a table
-        annotations = coco_ground_truth(dataset)
-        truth = _indexed(annotations)
-        found = truth.loadRes(results) if results else _indexed(annotations | {"annotations": []})
-        run = COCOeval(truth, found, "bbox")
+    with contextlib.redirect_stdout(io.StringIO()):  # evaluators print their progress and a table
+        truth, found, evaluator = _load(dataset, detections)
+        run = evaluator(truth, found, "bbox")
         run.evaluate()
         run.accumulate()
         run.summarize()
-    figures = np.where(run.stats < 0, np.nan, run.stats).tolist()
-    precision = run.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class] for objects of all sizes, 100 detections
+    stats, categories = np.asarray(run.stats)[: len(COCO_FIGURES)], np.asarray(run.params.catIds)
+    figures = np.where(stats < 0, np.nan, stats).tolist()
+    precision = np.asarray(run.eval["precision"])[:, :, :, 0, -1]  # [IoU, recall, class]: all sizes, 100 found
     precision = np.where(precision < 0, np.nan, precision)
-    precision = precision[:, :, np.searchsorted(run.params.catIds, dataset.category_ids)]  # from sorted ids to labels
+    precision = precision[:, :, np.searchsorted(categories, dataset.category_ids)]  # from sorted ids to labels
     per_class = {
         name: {"AP": float(np.mean(precision[:, :, label])), "AP50": float(np.mean(precision[0, :, label]))}
         for label, name in enumerate(dataset.class_names)
@@ -275,6 +282,28 @@ def _match(dataset, detections):
     object_labels = [np.zeros(0, int)] + [example.labels for example in dataset.examples]
     counts = [~(example.crowd | example.difficult) for example in dataset.examples] + [np.array([False])]
     return tuple(np.concatenate(column) for column in (scores, labels, overlaps, objects, object_labels, counts))
+
+
+def _load(dataset, detections):
+    """Ground truth and detections as the evaluator's own objects, and its COCOeval."""
+    annotations = coco_ground_truth(dataset)
+    # Image ids may be strings; numbers in the order of the ids keep the order in which equal scores are counted.
+    number = {image_id: i for i, image_id in enumerate(sorted(image["id"] for image in annotations["images"]))}
+    for image in annotations["images"]:
+        image["id"] = number[image["id"]]
+    for annotation in annotations["annotations"]:
+        annotation["image_id"] = number[annotation["image_id"]]
+    results, categories = [np.zeros((0, 7))], np.asarray(dataset.category_ids)
+    for _, found in _in_order(dataset, detections):
+        image = np.full(len(found.boxes), number[found.image_id])
+        results.append(np.column_stack([image, _xywh(found.boxes), found.scores, categories[found.labels]]))
+    results = np.concatenate(results)
+    if hotcoco is not None:
+        truth = hotcoco.COCO(annotations)
+        return truth, truth.loadRes(results), hotcoco.COCOeval
+    truth = _indexed(annotations)
+    found = truth.loadRes(results) if len(results) else _indexed(annotations | {"annotations": []})
+    return truth, found, COCOeval
 
 
 def _indexed(annotations: dict) -> COCO:

@@ -1,0 +1,150 @@
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+import tfdet
+from tfdet import commandline
+from tfdet.data.shapes import CLASS_NAMES, draw_example
+from tfdet.recipes import ssd300
+
+PAPER = {"backbone": "vgg16", "backbone_weights": "imagenet", "batch_size": 32, "learning_rate": 1e-3}
+VOC = {**PAPER, "priors": "voc", "steps": 120_000, "drops": (80_000, 100_000)}
+COCO = {**PAPER, "priors": "coco", "steps": 400_000, "drops": (280_000, 360_000)}
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ("shapes", {"backbone": "vgg_slim", "backbone_weights": "none", "priors": "voc", "drops": ()}),
+        ("voc:VOCdevkit/VOC2007", VOC),
+        ("coco:coco", COCO),
+        ("csv:boxes.csv", VOC),
+    ],
+)
+def test_what_is_not_given_follows_from_the_data(data, expected):
+    settings = ssd300.resolve(ssd300.Settings(data=data))
+    assert {name: getattr(settings, name) for name in expected} == expected
+    assert settings.weight_decay == 5e-4
+    optional = {"config", "output", "resume", "test_split", "epochs", "weights"}
+    assert {key for key, value in dataclasses.asdict(settings).items() if value is None} <= optional
+
+
+@pytest.mark.parametrize("data", ["shapes", "voc:a", "coco:a", "csv:a"])
+def test_what_is_given_is_kept(data):
+    flags = "--backbone mobilenet_v2 --backbone-weights some.pth --priors coco --batch-size 3 --steps 7"
+    flags += " --learning-rate 0.5 --warmup-steps 0 --weight-decay 0 --test-split other --drops"
+    given = commandline.parse(ssd300.Settings, ["--data", data, *flags.split()])
+    assert given.drops == () and given.weight_decay == given.warmup_steps == 0  # false, but given
+    assert ssd300.resolve(given) == given
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A CSV file of 6 + 2 generated photographs."""
+    folder = tmp_path_factory.mktemp("photographs")
+    lines = ["path,x1,y1,x2,y2,label,split"]
+    for i in range(8):
+        example = draw_example("train", i)
+        (folder / f"{i}.jpg").write_bytes(example.image)
+        split = "train" if i < 6 else "val"
+        for box, label in zip(example.boxes, example.labels, strict=True):
+            lines.append(",".join([f"{i}.jpg", *map(str, box), CLASS_NAMES[label], split]))
+        if len(example.boxes) == 0:
+            lines.append(f"{i}.jpg,,,,,,{split}")
+    (folder / "boxes.csv").write_text("\n".join(lines))
+    return folder / "boxes.csv"
+
+
+FLAGS = ["--backbone", "vgg_slim", "--backbone-weights", "none", "--steps", "6", "--batch-size", "2", "--drops"]
+
+
+@pytest.fixture(scope="module")
+def run(table, tmp_path_factory):
+    """(the run folder that main() left, what it printed)."""
+    output = tmp_path_factory.mktemp("run") / "folder"
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        folder = ssd300.main(["--data", f"csv:{table}", *FLAGS, "--warmup-steps", "2", "--output", str(output)])
+    assert folder == output
+    return folder, printed.getvalue()
+
+
+def test_the_run_folder_holds_everything(run, table):
+    folder, _ = run
+    settings = commandline.parse(ssd300.Settings, ["--config", str(folder / "settings.toml")])
+    assert (settings.data, settings.batch_size, settings.steps, settings.drops) == (f"csv:{table}", 2, 6, ())
+
+    with open(folder / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    for column in ("loss", "class_loss", "box_loss", "val_AP", "val_AP50"):
+        assert all(np.isfinite(float(row[column])) for row in rows), column
+    assert list((folder / "tensorboard").rglob("events.out.tfevents.*"))
+
+    def refuse(constant):
+        raise ValueError(f"{constant} is not JSON")
+
+    figures = json.loads((folder / "evaluation.json").read_text(), parse_constant=refuse)
+    assert figures["images"] == 2
+    for picture in ("curves.png", "predictions.png"):
+        with Image.open(folder / picture) as image:
+            image.verify()
+
+
+def test_its_models_can_be_used(run, table):
+    folder, _ = run
+    checkpoints = sorted((folder / "checkpoints").iterdir())
+    assert int(keras.models.load_model(checkpoints[-1]).optimizer.iterations) == 6
+    best = keras.models.load_model(folder / "best.keras")
+    assert best.class_names == tfdet.load_dataset(f"csv:{table}", "val").class_names
+
+    image = tf.io.read_file(str(table.parent / "6.jpg"))
+    found = tf.saved_model.load(folder / "export" / "1").signatures["serving_default"](image[None])
+    alone = tfdet.detect_files(best, [table.parent / "6.jpg"])[0]
+    assert int(found["num_detections"][0]) == len(alone.scores)
+    np.testing.assert_allclose(found["scores"][0, : len(alone.scores)], alone.scores, atol=1e-5)
+
+
+def test_it_says_how_good_where_and_what_next(run):
+    folder, printed = run
+    figures = json.loads((folder / "evaluation.json").read_text())
+    assert printed.startswith("csv:boxes train: 6 images, ")
+    assert f"csv:boxes val (2 images): AP {figures['AP']:.3f}, AP50 {figures['AP50']:.3f}" in printed
+    *_, after, last = printed.rstrip().splitlines()
+    assert after == "Next:"
+    assert last == f"  python -m tfdet predict photo.jpg --model {folder}/best.keras"
+    assert f"{folder}/ holds best.keras" in printed
+
+
+def test_it_does_not_run_over_another_run(run, table, capsys):
+    folder, _ = run
+    with pytest.raises(SystemExit) as stop:
+        ssd300.main(["--data", f"csv:{table}", *FLAGS, "--output", str(folder)])
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"tfdet: error: {folder}: this run folder is not empty")
+    assert err.count("\n") == 1
+
+
+def test_a_script_of_ones_own(table, tmp_path):
+    """The lines of the README."""
+    train, val = (tfdet.load_dataset(f"csv:{table}", split=split) for split in ("train", "val"))
+    model = tfdet.ssd300(train.class_names, backbone="vgg_slim")
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9))
+    batches = tfdet.training_batches(train, model, batch_size=2)
+    history = model.fit(batches, epochs=1, callbacks=[tfdet.Evaluation(val)], verbose=0).history
+    assert "val_AP50" in history
+    model.save(tmp_path / "shapes.keras")
+    paths = [table.parent / f"{i}.jpg" for i in (6, 7)]
+    found = tfdet.detect_files(keras.models.load_model(tmp_path / "shapes.keras"), paths)
+    assert [one.image_id for one in found] == [str(path) for path in paths]
+    picture = tfdet.drawing.draw_boxes(Image.open(paths[0]), found[0].boxes, found[0].labels, model.class_names)
+    assert picture.size == Image.open(paths[0]).size

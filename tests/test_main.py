@@ -1,0 +1,245 @@
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+import tfdet
+from tfdet.__main__ import drawn_names, main
+
+TALL = (150, 90, [(10, 20, 60, 70)], [0])
+WIDE = (60, 160, [(80, 10, 120, 50), (5, 5, 30, 50)], [1, 0])
+
+
+@pytest.fixture(scope="module")
+def model(untrained):
+    """The path of a model that finds much, all of it wrong."""
+    return str(untrained[1])
+
+
+@pytest.fixture
+def photos(tmp_path, draw_image):
+    """A folder: a.jpg and b.PNG, something that is no image, and a folder "more" with another a.jpg."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(draw_image(*TALL, "JPEG"))
+    (folder / "b.PNG").write_bytes(draw_image(*WIDE))
+    (folder / "notes.txt").write_text("not an image")
+    (folder / "more" / "a.jpg").write_bytes(draw_image(*WIDE, "JPEG"))
+    return folder
+
+
+def fails(capsys, args):
+    """The one line that the command ends with; Keras' progress may stand on stdout."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(arg) for arg in args])
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("tfdet: error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        (["a.jpg"], {"a.jpg": "a.jpg"}),
+        (["."], {"a.jpg": "a.jpg", "b.PNG": "b.jpg"}),
+        (["*.jpg"], {"a.jpg": "a.jpg"}),
+        (["**/*.jpg"], {"a.jpg": "a.jpg", "more/a.jpg": "a-2.jpg"}),
+        (["b.PNG", "more"], {"b.PNG": "b.jpg", "more/a.jpg": "a.jpg"}),
+    ],
+)
+def test_predict_finds_draws_and_writes(untrained, photos, tmp_path, capsys, images, expected):
+    detector, model = untrained
+    output = tmp_path / "new" / "found"
+    main(["predict", *(str(photos / image) for image in images), "--model", str(model), "-o", str(output)])
+    assert str(output) in capsys.readouterr().out
+    assert {path.name for path in output.iterdir()} == {*expected.values(), "detections.json"}
+    for file, drawn in expected.items():
+        original, picture = Image.open(photos / file), Image.open(output / drawn)
+        assert picture.size == original.size
+        assert np.abs(np.asarray(picture, int) - np.asarray(original, int)).max() > 100  # something is drawn on it
+
+    coco = COCO(output / "detections.json")
+    capsys.readouterr()  # pycocotools talks
+    assert [category["name"] for category in coco.loadCats(coco.getCatIds())] == ["red", "blue"]
+    found = tfdet.detect_files(detector, [photos / file for file in expected])
+    for number, (file, one) in enumerate(zip(expected, found, strict=True), start=1):
+        image = coco.loadImgs(number)[0]
+        assert Path(image["file_name"]).resolve() == (photos / file).resolve()
+        assert (image["width"], image["height"]) == Image.open(photos / file).size
+        annotations = coco.loadAnns(coco.getAnnIds(imgIds=number))
+        kept = one.scores >= 0.3
+        assert len(annotations) == kept.sum() > 0
+        x, y, w, h = np.array([annotation["bbox"] for annotation in annotations]).T
+        np.testing.assert_allclose(np.stack([x, y, x + w, y + h], 1), one.boxes[kept], atol=1e-2)
+        np.testing.assert_allclose([annotation["area"] for annotation in annotations], w * h)
+        assert [annotation["category_id"] - 1 for annotation in annotations] == one.labels[kept].tolist()
+        np.testing.assert_allclose([annotation["score"] for annotation in annotations], one.scores[kept], atol=1e-5)
+
+
+def test_predict_keeps_what_is_good_enough(model, photos, tmp_path, capsys):
+    main(["predict", str(photos / "a.jpg"), "--model", model, "-o", str(tmp_path), "--min-score", "0.9999"])
+    assert json.loads((tmp_path / "detections.json").read_text())["annotations"] == []
+    assert "0 objects in 1 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["a.jpg", "b.png"], ["a.jpg", "b.jpg"]),
+        (["x/a.jpg", "y/a.jpg", "a.png"], ["a.jpg", "a-2.jpg", "a-3.jpg"]),
+        (["a-2.jpg", "a.jpg", "a.png"], ["a-2.jpg", "a.jpg", "a-3.jpg"]),
+    ],
+)
+def test_no_picture_is_drawn_over_another(files, names):
+    assert drawn_names([Path(file) for file in files]) == names
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        ("missing.jpg", "no such file"),
+        ("*.bmp", "no such file"),
+        ("empty", "a folder without images"),
+        ("text.jpg", "not an image"),
+        ("cut.jpg", "not an image"),
+        ("nothing.png", "not an image"),
+    ],
+)
+def test_predict_names_what_it_cannot_read(model, photos, tmp_path, capsys, image, reason):
+    (photos / "empty").mkdir()
+    (photos / "text.jpg").write_text("not an image")
+    (photos / "cut.jpg").write_bytes((photos / "a.jpg").read_bytes()[:1000])
+    (photos / "nothing.png").write_bytes(b"")
+    good = photos / "b.PNG"
+    line = fails(capsys, ["predict", good, photos / image, "--model", model, "-o", tmp_path / "found"])
+    assert line.startswith(f"tfdet: error: {photos / image}: ")
+    assert reason in line
+    assert "{{" not in line
+    assert "Op:" not in line
+
+
+def test_predict_wants_images(model, tmp_path, capsys):
+    assert "no images" in fails(capsys, ["predict", "--model", model, "-o", tmp_path / "found"])
+    assert not (tmp_path / "found").exists()
+
+
+@pytest.fixture(scope="module")
+def no_models(tmp_path_factory, untrained):
+    """A folder of what looks like a model and is none."""
+    folder = tmp_path_factory.mktemp("no models")
+    other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    other.save(folder / "other.keras")
+    other.export(folder / "saved_model", verbose=False)
+    (folder / "text.keras").write_text("not a model")
+    (folder / "half.keras").write_bytes(untrained[1].read_bytes()[:100_000])
+    with zipfile.ZipFile(folder / "archive.keras", "w") as archive:
+        archive.writestr("readme.txt", "not a model")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("missing.keras", "no such file"),
+        ("text.keras", "not a .keras model"),
+        ("half.keras", "not a .keras model"),
+        ("saved_model", "a folder, but not a .keras model"),
+        ("archive.keras", "not a model that tfdet can load"),
+        ("other.keras", "a Keras model, but not a detector"),
+    ],
+)
+@pytest.mark.parametrize("command", ["predict", "evaluate", "export"])
+def test_every_command_names_a_model_that_is_none(no_models, photos, tmp_path, capsys, command, name, reason):
+    rest = {"predict": [photos], "evaluate": ["--data", "shapes"], "export": []}[command]
+    output = tmp_path / "out"
+    line = fails(capsys, [command, *rest, "--model", no_models / name, "-o", output])
+    assert line.startswith(f"tfdet: error: {no_models / name}: ")
+    assert reason in line
+    assert not output.exists()
+
+
+@pytest.fixture
+def table(tmp_path, draw_image):
+    """A CSV file with a "val" of two images, of the classes "red" and "blue"."""
+    lines = ["path,x1,y1,x2,y2,label,split"]
+    for name, (height, width, boxes, labels) in {"tall.png": TALL, "wide.png": WIDE}.items():
+        (tmp_path / name).write_bytes(draw_image(height, width, boxes, labels))
+        for box, label in zip(boxes, labels, strict=True):
+            lines.append(",".join(map(str, (name, *box, ("red", "blue")[label], "val"))))
+    file = tmp_path / "boxes.csv"
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def test_evaluate_prints_and_writes_the_figures(tmp_path, table, untrained, capsys):
+    # The file sorts its classes, so its labels are not those of the model.
+    detector, model = untrained
+    output = tmp_path / "new" / "figures.json"
+    main(["evaluate", "--model", str(model), "--data", f"csv:{table}", "-o", str(output)])
+    figures = json.loads(output.read_text())
+    assert figures == tfdet.evaluate(detector, tfdet.load_dataset(f"csv:{table}", "val"))
+    assert {name: row["objects"] for name, row in figures["per_class"].items()} == {"blue": 1, "red": 2}
+    out = capsys.readouterr().out
+    for text in ("csv:boxes val: 2 images", "red", "blue", "all", f"{figures['AP50']:.3f}", "AR100"):
+        assert text in out
+
+
+def test_evaluate_refuses_classes_that_the_model_does_not_know(table, model, capsys):
+    table.write_text(table.read_text().replace("blue", "green"))
+    line = fails(capsys, ["evaluate", "--model", model, "--data", f"csv:{table}"])
+    assert all(name in line for name in (model, "csv:boxes val", "green"))
+    assert "red" not in line.partition("classes")[2]
+
+
+@pytest.mark.parametrize(
+    ("data", "names"), [("csv:none.csv", ["none.csv"]), ("voc", ['"voc"']), ("csv:{}", ["tall.png"])]
+)
+def test_evaluate_names_what_is_wrong_with_the_data(table, model, capsys, data, names):
+    (table.parent / "tall.png").write_text("not an image")
+    line = fails(capsys, ["evaluate", "--model", model, "--data", data.format(table)])
+    assert all(name in line for name in names)
+
+
+def test_evaluate_says_what_it_leaves_out(table, model, capsys):
+    (table.parent / "tall.png").write_text("not an image")
+    main(["evaluate", "--model", model, "--data", f"csv:{table}", "--on-error", "skip"])
+    out = capsys.readouterr().out
+    assert "left out: " in out
+    assert "tall.png" in out
+    assert "csv:boxes val: 1 images" in out
+
+
+def test_export_makes_the_next_version_beside_the_first(tmp_path, model, capsys):
+    (tmp_path / "1").mkdir()
+    line = fails(capsys, ["export", "--model", model, "-o", tmp_path])
+    assert f"{tmp_path / '1'}: this version exists already" in line
+    main(["export", "--model", model, "-o", str(tmp_path), "--version", "2"])
+    assert str(tmp_path / "2") in capsys.readouterr().out
+    assert (tmp_path / "2" / "saved_model.pb").is_file()
+
+
+def console_script():
+    path = Path(sysconfig.get_path("scripts")) / "tfdet"
+    return [str(path)] if path.exists() else None
+
+
+@pytest.mark.parametrize("command", [[sys.executable, "-m", "tfdet"], console_script()], ids=["module", "script"])
+def test_help_of_the_program(command):
+    if command is None:
+        pytest.skip("tfdet is not installed in this environment")
+    root = str(Path(tfdet.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": root}
+    result = subprocess.run([*command, "--help"], capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    assert all(name in result.stdout for name in ("predict", "evaluate", "export"))
