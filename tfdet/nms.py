@@ -69,17 +69,28 @@ def multiclass_nms(boxes, scores, iou_threshold, score_threshold, pre_nms, max_d
     """
     boxes, scores = tf.cast(boxes, tf.float32), tf.cast(scores, tf.float32)
     pre_nms = tf.minimum(pre_nms, tf.shape(scores)[1])
-    scores, best = tf.math.top_k(tf.transpose(scores, [0, 2, 1]), pre_nms)  # [B, C, pre_nms]
-    boxes = tf.gather(boxes, best, batch_dims=1)
-    # One op for the batch, the fastest there is on a CPU; like nms() it does not mind that x and y are swapped.
-    boxes, scores, labels, count = tf.image.combined_non_max_suppression(
-        tf.transpose(boxes, [0, 2, 1, 3]),
-        tf.transpose(scores, [0, 2, 1]),
-        max_output_size_per_class=pre_nms,
-        max_total_size=max_detections,
-        iou_threshold=iou_threshold,
-        score_threshold=score_threshold,
-        clip_boxes=False,
+
+    def suppress(boxes, scores):
+        # One op for the batch, the fastest there is on a CPU; like nms() it does not mind that x and y are swapped.
+        return tf.image.combined_non_max_suppression(
+            boxes,
+            scores,
+            max_output_size_per_class=pre_nms,
+            max_total_size=max_detections,
+            iou_threshold=iou_threshold,
+            score_threshold=score_threshold,
+            clip_boxes=False,
+        )
+
+    def suppress_best():
+        best, index = tf.math.top_k(tf.transpose(scores, [0, 2, 1]), pre_nms)  # [B, C, pre_nms]
+        own_boxes = tf.gather(boxes, index, batch_dims=1)
+        return suppress(tf.transpose(own_boxes, [0, 2, 1, 3]), tf.transpose(best, [0, 2, 1]))
+
+    # Sorting out the best is dear, and in a trained detector hardly ever is a class so crowded that it is needed.
+    crowd = tf.reduce_max(tf.reduce_sum(tf.cast(scores > score_threshold, tf.int32), axis=1))
+    boxes, scores, labels, count = tf.cond(
+        crowd > pre_nms, suppress_best, lambda: suppress(boxes[:, :, None, :], scores)
     )
     padding = tf.range(max_detections)[None, :] >= count[:, None]
     labels = tf.where(padding, -1, tf.cast(labels, tf.int32))
