@@ -74,6 +74,12 @@ def make_dataset(draw_image):
 
 
 @pytest.fixture(scope="session")
+def two_replicas():
+    """A strategy of two replicas. One for all tests: a second one in the process would get into the first one's way."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture(scope="session")
 def untrained(tmp_path_factory):
     """(a detector of "red" and "blue" that knows nothing, the .keras file of it), for what needs just any detector."""
     from tfdet.detectors.ssd import ssd300
@@ -83,3 +89,14 @@ def untrained(tmp_path_factory):
     path = tmp_path_factory.mktemp("untrained") / "model.keras"
     detector.save(path)
     return detector, path
+
+
+@pytest.fixture(scope="session")
+def exported(untrained, tmp_path_factory):
+    """A folder with the versions 1 and 2 of that detector, for TensorFlow Serving."""
+    from tfdet import serving
+
+    folder = tmp_path_factory.mktemp("export")
+    for version in (1, 2):
+        assert serving.export(untrained[0], folder, version) == folder / str(version)
+    return folder

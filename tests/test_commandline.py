@@ -169,14 +169,19 @@ def test_a_wrong_toml_file_is_one_line_that_names_it(capsys, tmp_path, toml, nam
     assert all(name in line for name in names)
 
 
+OPTION_TEXTS = (
+    *("Something to be done", "Where the data are", "TOML file beneath", "Folder whose settings", "How many steps"),
+    *("How fast", "When to slow down", "A file, or none", "How large", "Throw nothing away"),
+)
+
+
 @pytest.mark.parametrize(
     ("commands", "args", "texts"),
     [
         (
             Options,
             ["--help"],
-            ["Something to be done", "Where the data are", "TOML file beneath", "Folder whose settings", "How many"]
-            + ["How fast", "When to slow down", "A file, or none", "How large", "Throw nothing away"],
+            OPTION_TEXTS,
         ),
         (COMMANDS, ["--help"], ["look", Look.__doc__, "leave", Leave.__doc__]),
         (COMMANDS, ["look", "--help"], [Look.__doc__, "What to look at", "Look again"]),

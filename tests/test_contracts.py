@@ -179,7 +179,7 @@ def test_saved_and_loaded_it_goes_on_where_it_stopped(trained, tall, tmp_path):
 
     before = trained.get_weights()
     batch = tfdet.validation_batches(tall, trained, 1)
-    logs = [model.fit(batch, verbose=0, shuffle=False).history for model in (loaded, trained)]
+    logs = [model.fit(batch, verbose=0).history for model in (loaded, trained)]
     after = trained.get_weights()
     trained.set_weights(before)
     assert logs[0] == {name: pytest.approx(value, rel=1e-4) for name, value in logs[1].items()}
@@ -255,7 +255,7 @@ def test_mixed_precision(row, tall, policy):
     assert detector.compute_dtype == policy.removeprefix("mixed_")
     detector.compile(keras.optimizers.SGD(1e-3), run_eagerly=True)  # tracing would take longer than the one step
     before = detector.get_weights()
-    history = detector.fit(tfdet.validation_batches(tall, detector, 1), verbose=0, shuffle=False).history
+    history = detector.fit(tfdet.validation_batches(tall, detector, 1), verbose=0).history
     assert all(np.isfinite(value) for values in history.values() for value in values)
     assert all(np.isfinite(weight).all() for weight in detector.get_weights())
     assert distance(before, detector.get_weights()) > 0
@@ -267,8 +267,9 @@ def test_mixed_precision(row, tall, policy):
     assert np.isfinite(found["boxes"]).all()
 
 
-# All objects are in the first half of the batch, which is the share of the first replica.
-UNEVEN = (TALL, SIZES[2], EMPTY, EMPTY)
+# The first replica gets the first half of the batch. Both have objects, so that each could divide by its own number,
+# but not the same number.
+UNEVEN = (TALL, SIZES[4], SIZES[1], EMPTY)
 
 
 def after_one_step(row, dataset, strategy):
@@ -278,13 +279,13 @@ def after_one_step(row, dataset, strategy):
         detector = row.build(dataset.class_names)
         detector.compile(keras.optimizers.SGD(0.01))
     before = detector.get_weights()
-    logs = detector.fit(tfdet.validation_batches(dataset, detector, 4), verbose=0, shuffle=False).history
+    logs = detector.fit(tfdet.validation_batches(dataset, detector, 4), verbose=0).history
     return detector, before, logs
 
 
 @pytest.fixture(scope="module")
-def on_two_replicas(row, make_dataset):
-    return after_one_step(row, make_dataset(*UNEVEN), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+def on_two_replicas(row, make_dataset, two_replicas):
+    return after_one_step(row, make_dataset(*UNEVEN), two_replicas)
 
 
 def test_two_replicas_do_the_step_that_one_does(row, make_dataset, on_two_replicas):
@@ -298,8 +299,9 @@ def test_two_replicas_do_the_step_that_one_does(row, make_dataset, on_two_replic
     for chosen in (trainable, ~trainable):  # the others are the statistics of batch normalisation
         places = np.flatnonzero(chosen)
         start, first, second = ([w[i] for i in places] for w in (before, one.get_weights(), two.get_weights()))
-        # Sums in another order: 6e-6 was seen.
-        assert distance(first, second) <= 2e-5 * distance(start, first)
+        # Sums come in another order, which may turn a ReLU or the choice of a pool: 6e-6 to 6e-5 was seen, just as on
+        # one device when the images of the batch change places.
+        assert distance(first, second) <= 2e-4 * distance(start, first)
 
 
 def test_all_of_keras_works_on_two_replicas(make_dataset, on_two_replicas):
@@ -307,7 +309,7 @@ def test_all_of_keras_works_on_two_replicas(make_dataset, on_two_replicas):
     dataset = make_dataset(TALL, *SIZES[:3])
     batches = tfdet.training_batches(dataset, detector, 4, start_step=0)
     evaluation = tfdet.Evaluation(dataset)
-    logs = detector.fit(batches, epochs=2, steps_per_epoch=2, verbose=0, shuffle=False, callbacks=[evaluation])
+    logs = detector.fit(batches, epochs=2, steps_per_epoch=2, verbose=0, callbacks=[evaluation])
     assert np.isfinite(logs.history["loss"]).all()
     assert len(logs.history["val_AP50"]) == 2
 

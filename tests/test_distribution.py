@@ -10,15 +10,9 @@ def replica_number():
     return tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.float32)
 
 
-@pytest.mark.parametrize(
-    ("devices", "total"),
-    [
-        (["CPU:0"], 10.0),
-        (["CPU:0", "CPU:1"], 10.0 + 11.0),
-    ],
-)
-def test_sum_over_replicas(devices, total):
-    strategy = tf.distribute.MirroredStrategy(devices)
+@pytest.mark.parametrize(("replicas", "total"), [(1, 10.0), (2, 10.0 + 11.0)])
+def test_sum_over_replicas(two_replicas, replicas, total):
+    strategy = two_replicas if replicas == 2 else tf.distribute.OneDeviceStrategy("CPU:0")
 
     @tf.function
     def step():
@@ -26,8 +20,8 @@ def test_sum_over_replicas(devices, total):
         return value, tf.constant(distribution.num_replicas())
 
     sums, counts = strategy.run(step)
-    assert [float(value) for value in strategy.experimental_local_results(sums)] == [total] * len(devices)
-    assert [int(value) for value in strategy.experimental_local_results(counts)] == [len(devices)] * len(devices)
+    assert [float(value) for value in strategy.experimental_local_results(sums)] == [total] * replicas
+    assert [int(value) for value in strategy.experimental_local_results(counts)] == [replicas] * replicas
 
 
 def test_without_a_strategy_there_is_one_replica():
@@ -36,8 +30,8 @@ def test_without_a_strategy_there_is_one_replica():
     assert distribution.sum_over_replicas(value) is value
 
 
-def test_where_there_is_no_replica_the_sum_is_the_value():
-    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+def test_where_there_is_no_replica_the_sum_is_the_value(two_replicas):
+    with two_replicas.scope():
         assert distribution.num_replicas() == 2
         assert float(distribution.sum_over_replicas(tf.constant(10.0))) == 10
 

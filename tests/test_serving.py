@@ -1,19 +1,15 @@
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from tfdet import serving
-
-
-@pytest.fixture(scope="module")
-def exported(untrained, tmp_path_factory):
-    """A folder with the versions 1 and 2 of one detector."""
-    detector, _ = untrained
-    folder = tmp_path_factory.mktemp("export")
-    for version in (1, 2):
-        assert serving.export(detector, folder, version) == folder / str(version)
-    return folder
+from tfdet.data.pipeline import load_image
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +60,132 @@ def test_batches_of_any_size(loaded, draw_image):
             assert shapes == expected | {"num_detections": (size,)}
 
 
-def test_bytes_that_are_no_image_are_refused(loaded):
-    with pytest.raises(tf.errors.InvalidArgumentError, match="image"):
-        loaded.signatures["serving_default"](tf.constant([b"no image"]))
+@pytest.fixture(scope="module")
+def mixed(draw_image):
+    """Encoded images, with what cannot be decoded between them, and the indices of the latter."""
+    jpeg = draw_image(150, 90, [(10, 20, 60, 70)], [0], "JPEG")
+    png = draw_image(60, 160, [(80, 10, 120, 50), (5, 5, 30, 50)], [1, 0])
+    return [b"no image", jpeg, b"", png[:600], png, jpeg[:600], jpeg], [0, 2, 3, 5]
+
+
+def test_broken_bytes_do_not_disturb_the_images_beside_them(loaded, mixed):
+    batch, broken = mixed
+    found = {key: value.numpy() for key, value in loaded.signatures["serving_default"](tf.constant(batch)).items()}
+    assert np.flatnonzero(found["num_detections"] == -1).tolist() == broken
+    for key, padding in {"boxes": 0, "scores": 0, "labels": -1}.items():
+        assert (found[key][broken] == padding).all()
+    whole = np.setdiff1d(range(len(batch)), broken)
+    alone = loaded.signatures["serving_default"](tf.constant([batch[i] for i in whole]))
+    for i, k in enumerate(whole):
+        assert_same_best(
+            {key: value[k] for key, value in found.items()}, {key: value[i] for key, value in alone.items()}
+        )
+
+
+def assert_same_best(found, expected):
+    """The best 50 expected detections of an image are among those found, equal to 1e-4 (boxes: of 160 pixels).
+
+    An untrained detector finds so many of nearly one score that rounding may change their order.
+    """
+    assert found["num_detections"] > 50
+    found, expected = ({key: np.asarray(value) for key, value in one.items()} for one in (found, expected))
+    for box, score, label in zip(*(expected[key][:50] for key in ("boxes", "scores", "labels")), strict=True):
+        same = (found["labels"] == label) & (np.abs(found["scores"] - score) < 1e-4)
+        assert (same & (np.abs(found["boxes"] - box).max(axis=-1) < 1e-4 * 160)).any()
+
+
+def test_the_c_api_finds_what_predict_finds(exported, untrained, mixed, tmp_path):
+    """Without Python: the loader and the kernels that TensorFlow Serving uses, from a program in C."""
+    compiler = shutil.which("cc") or pytest.skip("no C compiler")
+    library = tf.sysconfig.get_lib()
+    libraries = [f"-L{library}", f"-Wl,-rpath,{library}", "-l:libtensorflow_cc.so.2", "-l:libtensorflow_framework.so.2"]
+    source, program = Path(__file__).with_name("serving_client.c"), tmp_path / "serving_client"
+    build = [compiler, "-Wall", "-Werror", f"-I{tf.sysconfig.get_include()}", source, "-o", program, *libraries]
+    subprocess.run(build, check=True)
+
+    saved_model = saved_model_pb2.SavedModel.FromString((exported / "1" / "saved_model.pb").read_bytes())
+    signature = saved_model.meta_graphs[0].signature_def["serving_default"]
+    names = [signature.inputs["image_bytes"].name]
+    names += [signature.outputs[key].name for key in ("boxes", "scores", "labels", "num_detections")]
+    batch, broken = mixed
+    files = [tmp_path / f"{i}" for i in range(len(batch))]
+    for file, encoded in zip(files, batch, strict=True):
+        file.write_bytes(encoded)
+    command = [program, exported / "1", *names, *files]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+    counts = [int(count) for count in re.findall(r"^image (.*)$", result.stdout, re.MULTILINE)]
+    assert [i for i, count in enumerate(counts) if count == -1] == broken
+    for i, text in enumerate(re.split(r"^image .*\n", result.stdout, flags=re.MULTILINE)[1:]):
+        if i not in broken:
+            rows = np.array([line.split() for line in text.splitlines()], np.float32)
+            found = {"labels": rows[:, 0], "scores": rows[:, 1], "boxes": rows[:, 2:], "num_detections": counts[i]}
+            predicted = untrained[0].predict(load_image(batch[i])[None], verbose=0)
+            assert_same_best(found, {key: value[0] for key, value in predicted.items()})
+
+
+def warm_up(exported):
+    return [one.numpy() for one in tf.data.TFRecordDataset(f"{exported}/1/assets.extra/tf_serving_warmup_requests")]
+
+
+def test_warm_up_requests_have_the_bytes_of_the_format(exported):
+    jpeg = tf.io.encode_jpeg(tf.zeros([32, 32, 3], tf.uint8)).numpy()
+    tensor = tf.make_tensor_proto([jpeg]).SerializeToString()
+    tensor_size = bytes([len(tensor) & 127 | 128, len(tensor) >> 7])
+    entry = b"\x0a\x0bimage_bytes" + b"\x12" + tensor_size + tensor
+    entry_size = bytes([len(entry) & 127 | 128, len(entry) >> 7])
+    assert b"\x0a\x11\x1a\x0fserving_default\x12" + entry_size + entry in warm_up(exported)[0]
+
+
+def test_warm_up_requests_are_what_the_signatures_take(exported, loaded):
+    apis = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2", reason="no extra `serving`")
+    requests = [apis.PredictionLog.FromString(record).predict_log.request for record in warm_up(exported)]
+    batches = []
+    for request in requests:
+        signature = request.model_spec.signature_name
+        inputs = {name: tf.constant(tf.make_ndarray(value)) for name, value in request.inputs.items()}
+        found = loaded.signatures[signature](**inputs)
+        assert (found["num_detections"].numpy() >= 0).all()
+        batches.append((signature, len(found["num_detections"])))
+    assert batches == [*(("serving_default", size) for size in (1, 2, 4, 8)), ("images", 1)]
+
+
+@pytest.fixture(scope="module")
+def raw(untrained, tmp_path_factory):
+    """(the folder of the network alone, fed images, the raw outputs for them)."""
+    detector, _ = untrained
+    folder = serving.export_raw(detector, tmp_path_factory.mktemp("raw"))
+    images = np.random.default_rng(0).uniform(0, 255, (2, 300, 300, 3)).astype(np.float32)
+    return folder, images, {key: np.asarray(value) for key, value in detector(images, training=False).items()}
+
+
+def test_the_raw_export_gives_raw_outputs(raw):
+    folder, images, expected = raw
+    signatures = tf.saved_model.load(folder).signatures
+    assert list(signatures) == ["serving_default"]
+    assert signatures["serving_default"].structured_input_signature[1]["images"].shape.as_list() == [None, 300, 300, 3]
+    found = signatures["serving_default"](tf.constant(images))
+    assert set(found) == set(expected)
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, atol=1e-4)
+
+
+def test_openvino_runs_the_raw_export(raw, untrained, draw_image):
+    openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    folder, images, expected = raw
+    # Left alone it computes in bfloat16 where the processor can.
+    model = openvino.compile_model(openvino.convert_model(folder), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for key, value in expected.items():
+        np.testing.assert_allclose(model(images)[key], value, rtol=0, atol=1e-4)
+
+    detector, _ = untrained
+    image = load_image(draw_image(150, 90, [(10, 20, 60, 70)], [0]))
+    outputs = model(np.asarray(detector.resizer(image))[None])
+    found = detector.decoder({key: tf.constant(outputs[key]) for key in expected})
+    found["boxes"] /= detector.resizer.scale(150, 90)
+    predicted = detector.predict(image[None], verbose=0)
+    assert_same_best(*({key: value[0] for key, value in one.items()} for one in (found, predicted)))
 
 
 def test_an_existing_version_is_left_as_it_is(exported, untrained):

@@ -1,4 +1,4 @@
-"""The command line: python -m tfdet predict | evaluate | export."""
+"""The command line: python -m tfdet check-data | predict | evaluate | export | client."""
 
 import dataclasses
 import glob
@@ -13,13 +13,28 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tfdet import commandline, drawing, evaluation, inference, serving
+from tfdet import checking, client, commandline, drawing, evaluation, inference, serving
 from tfdet.data import load_dataset
 from tfdet.data.pipeline import load_image
 from tfdet.detectors.base import Detector
 from tfdet.errors import TfdetError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif"}
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckData:
+    """Look at a data set before training on it: counts, every defect, and a sheet of examples drawn with their boxes.
+
+    Decodes every image. Ends with status 0 if there is no defect, 1 if there are any, 2 if it cannot be read at all.
+    """
+
+    data: str
+    """The data: coco:DIR, voc:DIR, csv:FILE or shapes."""
+    split: tuple[str, ...] = ()
+    """Splits to check; by default all that there are."""
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "data-check"
+    """Folder for check.json and contact_sheet.png."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,18 +81,66 @@ class Export:
     """Folder of the model; the export goes into a folder in it that is named by the version."""
     version: int = 1
     """Version number."""
+    raw: bool = False
+    """Only the network, from resized images to its raw outputs, for runtimes that have no NMS, such as OpenVINO."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Client:
+    """Have a model that TensorFlow Serving serves find objects in photographs; writes what `predict` writes."""
+
+    images: tyro.conf.Positional[tuple[str, ...]]
+    """Image files, folders of images, or globs."""
+    url: str | None = None
+    """REST: address of the model, such as http://localhost:8501/v1/models/tfdet."""
+    grpc: str | None = None
+    """gRPC, instead of REST: address of the server, such as localhost:8500. Needs the extra `serving`."""
+    model_name: str = "tfdet"
+    """gRPC: name of the model."""
+    class_names: str | None = None
+    """File with the names of the classes, the export's assets.extra/class_names.txt; else labels are numbers."""
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "predictions"
+    """Folder for the drawn pictures and detections.json."""
+    min_score: float = 0.3
+    """Draw and write only detections with at least this score."""
+    timeout: float = 60.0
+    """Seconds to wait for an answer."""
 
 
 def main(args=None):
-    commands = {"predict": Predict, "evaluate": Evaluate, "export": Export}
+    commands = {"check-data": CheckData, "predict": Predict, "evaluate": Evaluate, "export": Export, "client": Client}
     arguments = commandline.parse(commands, args, prog="tfdet")
     match arguments:
+        case CheckData():
+            raise SystemExit(commandline.run(lambda: check_data(arguments)))
         case Predict():
             commandline.run(lambda: predict(arguments))
         case Evaluate():
             commandline.run(lambda: evaluate(arguments))
         case Export():
             commandline.run(lambda: export(arguments))
+        case Client():
+            commandline.run(lambda: ask_server(arguments))
+
+
+def check_data(arguments):
+    found = checking.check(arguments.data, arguments.split)
+    counts = checking.summary(found)
+    output = Path(arguments.output)
+    output.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"data": arguments.data, **counts}, indent=2)
+    (output / "check.json").write_text(text + "\n", encoding="utf-8")
+    sheet = checking.contact_sheet(found.datasets)
+    if sheet is not None:
+        sheet.save(output / "contact_sheet.png")
+    for table in checking.tables(counts):
+        Console().print(table)
+    for line in found.defects:
+        print(line)
+    made = "check.json" if sheet is None else "check.json and contact_sheet.png"
+    defects = "1 defect" if len(found.defects) == 1 else f"{len(found.defects) or 'no'} defects"
+    print(f"{arguments.data}: {defects}; {output}/ holds {made}")
+    return 1 if found.defects else 0
 
 
 def predict(arguments):
@@ -86,20 +149,51 @@ def predict(arguments):
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
     detections = inference.detect_files(model, files, arguments.batch_size, verbose=1)
+    write_predictions(output, files, detections, model.class_names, arguments.min_score)
 
+
+def ask_server(arguments):
+    if (arguments.url is None) == (arguments.grpc is None):
+        raise TfdetError("client: give the server's address, either --url or --grpc")
+    files = find_images(arguments.images)
+    names = read_class_names(arguments.class_names) if arguments.class_names else []
+    if arguments.url:
+        ask = client.over_rest(arguments.url, arguments.timeout)
+    else:
+        ask = client.over_grpc(arguments.grpc, arguments.model_name, arguments.timeout)
+    detections = [client.detect(ask, file) for file in track(files, "asking", transient=True)]
+    highest = max((int(label) for found in detections for label in found.labels), default=-1)
+    if names and highest >= len(names):
+        raise TfdetError(f"{arguments.class_names}: {len(names)} names, but the server found label {highest}")
+    output = Path(arguments.output)
+    output.mkdir(parents=True, exist_ok=True)
+    write_predictions(output, files, detections, names or range(highest + 1), arguments.min_score)
+
+
+def read_class_names(path):
+    """A file with a name in each line -> the names."""
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TfdetError(f"{path}: cannot be read: {error}") from error
+
+
+def write_predictions(output, files, detections, class_names, min_score):
+    """A drawn picture for each of the image files and one detections.json (COCO), in the folder `output`."""
     images, annotations = [], []
     names = drawn_names(files)
+    class_names = [str(name) for name in class_names]
     for i, (file, found) in enumerate(track(list(zip(files, detections, strict=True)), "drawing", transient=True)):
-        kept = found.scores >= arguments.min_score
+        kept = found.scores >= min_score
         boxes, labels, scores = found.boxes[kept], found.labels[kept], found.scores[kept]
         image = load_image(str(file))
-        drawing.draw_boxes(image, boxes, labels, model.class_names, scores).save(output / names[i], quality=95)
+        drawing.draw_boxes(image, boxes, labels, class_names, scores).save(output / names[i], quality=95)
         images.append({"id": i + 1, "file_name": str(file), "height": image.shape[0], "width": image.shape[1]})
         for (x1, y1, x2, y2), label, score in zip(boxes.tolist(), labels.tolist(), scores.tolist(), strict=True):
             annotation = {"id": len(annotations) + 1, "image_id": i + 1, "category_id": label + 1, "iscrowd": 0}
             box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "score": score}
             annotations.append({**annotation, **box})
-    categories = [{"id": i + 1, "name": name} for i, name in enumerate(model.class_names)]
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(class_names)]
     found = {"images": images, "categories": categories, "annotations": annotations}
     (output / "detections.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"{len(annotations)} objects in {len(files)} images: {output}/ holds the pictures and detections.json")
@@ -123,17 +217,21 @@ def evaluate(arguments):
 def export(arguments):
     model = load_model(arguments.model)
     try:
-        folder = serving.export(model, arguments.output, arguments.version)
+        if arguments.raw:
+            folder = serving.export_raw(model, arguments.output, arguments.version)
+            print(f"{folder}: SavedModel of the network alone, from resized images to raw outputs")
+        else:
+            folder = serving.export(model, arguments.output, arguments.version)
+            print(f"{folder}: SavedModel with the signatures serving_default (image_bytes) and images")
     except FileExistsError as error:
         raise TfdetError(str(error)) from error
-    print(f"{folder}: SavedModel with the signatures serving_default (image_bytes) and images")
 
 
 def find_images(arguments):
     """Files, folders and globs -> image files, sorted within each argument."""
     files = []
     if not arguments:
-        raise TfdetError("predict: no images given")
+        raise TfdetError("no images given")
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():

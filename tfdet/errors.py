@@ -15,3 +15,7 @@ class WeightsError(TfdetError):
 
 class NonFiniteLossError(TfdetError):
     """A part of the loss became NaN or infinite."""
+
+
+class ServerError(TfdetError):
+    """A server cannot be reached, refuses the request, or answers something else than detections."""

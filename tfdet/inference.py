@@ -1,13 +1,13 @@
 """From a detector and images of any size to detections in pixels of those images."""
 
-import re
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from tfdet.data.pipeline import load_image, prediction_batches
-from tfdet.errors import DataError
+from tfdet.data.pipeline import prediction_batches
+from tfdet.data.validation import raise_unreadable
+from tfdet.errors import TfdetError
 
 
 class Detections(NamedTuple):
@@ -32,15 +32,24 @@ def detect(detector, dataset, batch_size=8, verbose=0):
     """Detections in every image of a Dataset, in its order, with its labels.
 
     Where detector and data set do not know the same classes, they are matched by name, and detections of classes that
-    the data set does not have are left out.
+    the data set does not have are left out. A detector whose classes have no names (`ssd300(3)`) has the data set's.
 
     Args:
         verbose: 1 shows Keras' progress bar.
+    Raises:
+        TfdetError: they have no class in common.
+        DataError: an image cannot be read.
     """
     ids = [example.image_id for example in dataset.examples]
     found = _detect(detector, ids, [example.image for example in dataset.examples], batch_size, verbose)
-    if detector.class_names == dataset.class_names:
+    unnamed = tuple(map(str, range(dataset.num_classes)))
+    if detector.class_names in (dataset.class_names, unnamed):
         return found
+    if not set(detector.class_names) & set(dataset.class_names):
+        raise TfdetError(
+            f"{dataset.name} has the classes {', '.join(dataset.class_names)}, "
+            f"the detector only {', '.join(detector.class_names)}"
+        )
     known = {name: label for label, name in enumerate(dataset.class_names)}
     labels = np.array([known.get(name, -1) for name in detector.class_names], np.int32)
     return [one.relabelled(labels) for one in found]
@@ -58,22 +67,10 @@ def _detect(detector, ids, images, batch_size, verbose):
     try:
         found = detector.predict(prediction_batches(images, detector, batch_size), verbose=verbose)
     except tf.errors.OpError:
-        _name_unreadable(ids, images)
+        raise_unreadable(ids, images)
         raise
     counts = found["num_detections"]
     return [
         Detections(image_id, *(found[key][i, : counts[i]] for key in ("boxes", "scores", "labels")))
         for i, image_id in enumerate(ids)
     ]
-
-
-def _name_unreadable(ids, images):
-    """Raises DataError for the first of the images that cannot be read, if there is one."""
-    for image_id, image in zip(ids, images, strict=True):
-        try:
-            load_image(image)
-        except tf.errors.OpError as error:
-            # Without the names of ops that TensorFlow puts around it.
-            reason = re.sub(r"\{\{.*?\}\}|\[Op:.*|\bname:.*|\n.*", "", error.message, flags=re.DOTALL).strip()
-            name = image_id if isinstance(image, bytes) else image
-            raise DataError(f"{name}: not an image that can be read: {reason}") from error

@@ -9,6 +9,9 @@ import tensorflow as tf
 
 from tfdet.data.pipeline import decode
 
+# Sizes of the warm-up batches: those that the README's batching settings allow.
+BATCH_SIZES = (1, 2, 4, 8)
+
 
 def export(detector, folder, version=1):
     """Write `folder/version/`, which TF Serving loads as it is.
@@ -16,42 +19,124 @@ def export(detector, folder, version=1):
     Signatures, both with detections as the output (see Detector), in pixels of the original images:
         serving_default: `image_bytes` string [B], encoded JPEG or PNG of any sizes (REST: {"b64": ...});
         images: `images` uint8 [B, H, W, 3], RGB.
-    The names of the classes are in `assets.extra/class_names.txt`, one a line, the first is label 0.
+    TF Serving puts requests of several people into one batch, so bytes that cannot be decoded are no error: they get
+    num_detections -1 (and boxes 0, scores 0, labels -1), and the images beside them what they always get.
 
-    The folder appears under its number only when it is complete, as TF Serving looks for new versions all the time.
+    In `assets.extra` lie the names of the classes, `class_names.txt`, one a line, the first is label 0; and requests
+    that TF Serving runs before it opens a version to anyone, `tf_serving_warmup_requests`.
 
     Raises:
         FileExistsError: there is such a version.
     Returns:
         Path of the version's folder.
     """
-    target = Path(folder) / str(version)
-    if target.exists():
-        raise FileExistsError(f"{target}: this version exists already")
 
     def from_images(images):
         return detector.predict_step(images)
 
     def from_bytes(image_bytes):
         # Sizes differ, so each image is decoded and resized by itself; the network sees one batch.
-        images, scale = tf.map_fn(prepare, image_bytes, fn_output_signature=(tf.float32, tf.float32))
-        return detector.detect(images, scale)
+        kinds = (tf.float32, tf.float32, tf.bool)
+        images, scale, readable = tf.map_fn(prepare, image_bytes, fn_output_signature=kinds)
+        found = detector.detect(images, scale)
+        return {name: _only_where(readable, name, value) for name, value in found.items()}
 
     def prepare(encoded):
-        image = decode(encoded)
+        image, readable = decode_if_possible(encoded)
         height, width, _ = tf.unstack(tf.shape(image))
-        return detector.resizer(image), detector.resizer.scale(height, width)
+        return detector.resizer(image), detector.resizer.scale(height, width), readable
 
+    endpoints = {
+        "serving_default": (from_bytes, tf.TensorSpec([None], tf.string, name="image_bytes")),
+        "images": (from_images, tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")),
+    }
+    pixels = tf.zeros([32, 32, 3], tf.uint8)
+    picture = tf.io.encode_jpeg(pixels)
+    warm_up = [("serving_default", {"image_bytes": tf.stack([picture] * size)}) for size in BATCH_SIZES]
+    warm_up.append(("images", {"images": pixels[None]}))
+    return _write(detector, endpoints, folder, version, warm_up)
+
+
+def export_raw(detector, folder, version=1):
+    """Write `folder/version/`, a SavedModel of the network alone, for runtimes that know neither strings nor NMS.
+
+    Its only signature, serving_default, takes `images` float32 [B, h, w, 3], RGB 0..255, as the detector is fed them
+    (resized by `detector.resizer`); it gives the raw outputs, which `detector.decoder` turns into detections. Raises
+    and returns as `export`.
+    """
+
+    def outputs(images):
+        return detector(images, training=False)
+
+    # h and w are fixed if the resizer makes one size of all.
+    resized = tf.function(detector.resizer).get_concrete_function(tf.TensorSpec([None, None, 3], tf.uint8))
+    spec = tf.TensorSpec([None, *resized.output_shapes], tf.float32, name="images")
+    return _write(detector, {"serving_default": (outputs, spec)}, folder, version)
+
+
+def decode_if_possible(encoded):
+    """As `decode`, but bytes that cannot be decoded are no error -> (uint8 [H, W, 3], whether it is the image).
+
+    A graph can catch an error in tf.data only, so the one image goes through a data set of one element.
+    """
+
+    @tf.autograph.experimental.do_not_convert
+    def readable(encoded):
+        return decode(encoded), True
+
+    images = tf.data.Dataset.from_tensors(encoded).map(readable).ignore_errors()
+    return images.reduce((tf.zeros([1, 1, 3], tf.uint8), False), lambda _, image: image)
+
+
+def _only_where(readable, name, value):
+    """Detections `value` [B, ...] of that name, and padding for the images that are not readable [B]."""
+    padding = -1 if name in ("labels", "num_detections") else 0
+    readable = tf.reshape(readable, [-1] + [1] * (value.shape.rank - 1))
+    return tf.where(readable, value, tf.cast(padding, value.dtype))
+
+
+def _write(detector, endpoints, folder, version, warm_up=()):
+    """{signature: (function, TensorSpec of its input)} -> the version's folder.
+
+    It appears under its number only when it is complete, as TF Serving looks for new versions all the time.
+    """
+    target = Path(folder) / str(version)
+    if target.exists():
+        raise FileExistsError(f"{target}: this version exists already")
     archive = keras.export.ExportArchive()
     archive.track(detector)
-    archive.add_endpoint("serving_default", from_bytes, [tf.TensorSpec([None], tf.string, name="image_bytes")])
-    images = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
-    archive.add_endpoint("images", from_images, [images])
+    for name, (function, spec) in endpoints.items():
+        archive.add_endpoint(name, function, [spec])
     unfinished = target.with_name(f".{version}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # of an export that was cut off
     archive.write_out(str(unfinished), verbose=False)
     extra = unfinished / "assets.extra"
     extra.mkdir()
+    if warm_up:
+        with tf.io.TFRecordWriter(str(extra / "tf_serving_warmup_requests")) as file:
+            for signature, inputs in warm_up:
+                file.write(_prediction_log(signature, inputs))
     (extra / "class_names.txt").write_text("".join(f"{name}\n" for name in detector.class_names), encoding="utf-8")
     os.replace(unfinished, target)
     return target
+
+
+def _prediction_log(signature, inputs):
+    """A request, {input: tensor}, as a serialized PredictionLog (tensorflow_serving/apis/prediction_log.proto).
+
+    By hand, so that every export has its warm-up, and not only where tensorflow-serving-api is installed.
+    """
+    request = _field(1, _field(3, signature.encode()))  # PredictRequest.model_spec.signature_name
+    for name, value in inputs.items():
+        tensor = tf.make_tensor_proto(value.numpy()).SerializeToString()
+        request += _field(2, _field(1, name.encode()) + _field(2, tensor))  # PredictRequest.inputs[name]
+    return _field(6, _field(1, request))  # PredictionLog.predict_log.request
+
+
+def _field(number, content):
+    """A field of a protobuf message: tag, length as a varint, content."""
+    rest, length = len(content), []
+    while rest > 127:
+        length.append(rest & 127 | 128)
+        rest >>= 7
+    return bytes([number << 3 | 2, *length, rest]) + content

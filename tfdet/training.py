@@ -5,9 +5,11 @@ import sys
 from typing import Literal
 
 import keras
+import tensorflow as tf
 
 from tfdet import drawing, evaluation, runs
 from tfdet.data import load_dataset, pipeline
+from tfdet.data.validation import raise_unreadable
 from tfdet.errors import TfdetError
 
 
@@ -60,9 +62,12 @@ def load_splits(settings):
     names = (settings.train_split, settings.val_split, settings.test_split or settings.val_split)
     splits = {name: load_dataset(settings.data, name, settings.on_error) for name in dict.fromkeys(names)}
     for split in splits.values():
-        print(f"{split.name}: {len(split)} images, {sum(len(e.boxes) for e in split.examples)} boxes")
+        skips = f"; {len(split.skipped)} left out or clipped" if split.skipped else ""
+        print(f"{split.name}: {len(split)} images, {sum(len(e.boxes) for e in split.examples)} boxes{skips}")
         for line in split.skipped:
             print(f"  left out: {line}")
+        if not len(split):
+            raise TfdetError(f"{split.name}: no image of this split can be used")
     if len(splits[names[0]]) < settings.batch_size:
         raise TfdetError(f"{splits[names[0]].name}: fewer images than one batch of {settings.batch_size}")
     return [splits[name] for name in names]
@@ -102,6 +107,9 @@ def fit(model, train, val, settings, folder):
     """Train a compiled detector to the end of the settings, from wherever its optimizer stands.
 
     The folder then holds its checkpoints, best model, history and curves.
+
+    Raises:
+        DataError: an image of the training split cannot be decoded (on_error="skip" would have found it before).
     """
     checkpoints = runs.Checkpoints(folder)
     if model.optimizer.iterations.numpy() < settings.steps:
@@ -111,18 +119,23 @@ def fit(model, train, val, settings, folder):
             train, model, settings.batch_size, seed=settings.seed, cache=settings.cache, start_step=done
         )
         runs.forget_history_after(folder, done // per_epoch)
-        model.fit(
-            batches,
-            steps_per_epoch=per_epoch,
-            initial_epoch=done // per_epoch,
-            epochs=settings.epochs,
-            shuffle=False,  # the pipeline does it
-            verbose=1 if sys.stdout.isatty() else 2,
-            callbacks=[
-                evaluation.Evaluation(val, every=settings.evaluate_every),
-                keras.callbacks.CSVLogger(folder / "history.csv", append=True),
-                keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False),
-                checkpoints,
-            ],
-        )
+        try:
+            model.fit(
+                batches,
+                steps_per_epoch=per_epoch,
+                initial_epoch=done // per_epoch,
+                epochs=settings.epochs,
+                verbose=1 if sys.stdout.isatty() else 2,
+                callbacks=[
+                    evaluation.Evaluation(val, every=settings.evaluate_every),
+                    keras.callbacks.CSVLogger(folder / "history.csv", append=True),
+                    keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False),
+                    checkpoints,
+                ],
+            )
+        except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError):  # what tf.data says of an image, nameless
+            images = [example.image for example in train.examples]
+            ids = [example.image_id for example in train.examples]
+            raise_unreadable(ids, images, ' (on_error="skip" leaves it out)')
+            raise
     drawing.curves(runs.read_history(folder), folder / "curves.png")

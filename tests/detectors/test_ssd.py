@@ -84,6 +84,8 @@ def test_ssd512_has_24564_priors(slim512):
     np.testing.assert_allclose(slim512.priors[0], around(4, 4, 35.84, 35.84), rtol=1e-6)
     np.testing.assert_allclose(slim512.priors[-4], around(256, 256, 460.8, 460.8), rtol=1e-6)
     assert slim512.class_names == ("a", "b", "c")
+    # As in Caffe, the last convolution sees the 2 x 2 map and its border as a whole.
+    assert slim512.neck.blocks[-1].layers[-1].kernel.shape[:2] == (4, 4)
 
 
 def test_the_raw_outputs_have_a_row_for_each_prior(slim300):
@@ -212,8 +214,8 @@ def test_targets_the_threshold_is_an_argument():
 
 
 def logits(*background):
-    """Of two classes and background, whose probability is given; the classes share the rest alike."""
-    return np.log([[(p, (1 - p) / 2, (1 - p) / 2) for p in row] for row in background]).astype(np.float32)
+    """Of background, whose probability is given, and two classes, which get a quarter and the rest of what is left."""
+    return np.log([[(p, (1 - p) / 4, (1 - p) * 3 / 4) for p in row] for row in background]).astype(np.float32)
 
 
 def test_loss_by_hand():
@@ -229,10 +231,10 @@ def test_loss_by_hand():
     }
     parts = SSDLoss()(targets, outputs)
     assert tuple(parts) == SSDLoss.parts
-    np.testing.assert_allclose(parts["class"], -np.log(0.4 * 0.5 * 0.6 * 0.7), rtol=1e-5)
+    np.testing.assert_allclose(parts["class"], -np.log(0.6 * 0.5 * 0.6 * 0.7), rtol=1e-5)
     np.testing.assert_allclose(parts["box"], 0.125 + 1.5, rtol=1e-6)
     one_negative = SSDLoss(negatives_per_positive=1)(targets, outputs)
-    np.testing.assert_allclose(one_negative["class"], -np.log(0.4 * 0.5), rtol=1e-5)
+    np.testing.assert_allclose(one_negative["class"], -np.log(0.6 * 0.5), rtol=1e-5)
 
 
 def test_loss_is_divided_by_the_positives_of_the_whole_batch():
@@ -243,7 +245,7 @@ def test_loss_is_divided_by_the_positives_of_the_whole_batch():
         "box_deltas": np.zeros((2, 3, 4), np.float32),
     }
     parts = SSDLoss(negatives_per_positive=1)(targets, outputs)
-    np.testing.assert_allclose(parts["class"], -np.log(0.4 * 0.3 * 0.9 * 0.2 * 0.3) / 3, rtol=1e-5)
+    np.testing.assert_allclose(parts["class"], -np.log(0.2 * 0.45 * 0.9 * 0.1 * 0.3) / 3, rtol=1e-5)
     np.testing.assert_allclose(parts["box"], 3 * 4 * 0.5 / 3, rtol=1e-6)
 
 
@@ -272,7 +274,7 @@ def test_gradient_of_the_loss_by_hand():
         parts = SSDLoss(negatives_per_positive=2)(targets, outputs)
         total = parts["class"] + parts["box"]
     gradients = tape.gradient(total, outputs)
-    expected = [[(0.2, 0.4, -0.6), (-0.5, 0.25, 0.25), (0, 0, 0), (-0.2, 0.1, 0.1)]]
+    expected = [[(0.2, 0.2, -0.4), (-0.5, 0.125, 0.375), (0, 0, 0), (-0.2, 0.05, 0.15)]]
     np.testing.assert_allclose(gradients["class_logits"], expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(gradients["box_deltas"][0, :3], [(0.5, -1, 0, 0), (0,) * 4, (0,) * 4])
 

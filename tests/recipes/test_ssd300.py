@@ -134,6 +134,7 @@ def test_it_does_not_run_over_another_run(run, table, capsys):
     assert err.count("\n") == 1
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_a_script_of_ones_own(table, tmp_path):
     """The lines of the README."""
     train, val = (tfdet.load_dataset(f"csv:{table}", split=split) for split in ("train", "val"))

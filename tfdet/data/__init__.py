@@ -1,20 +1,24 @@
 """Data sets: one reader a format, all giving the same `Dataset` of `Example`s."""
 
+from functools import partial
 from pathlib import Path
 
-from tfdet.data.coco import read_coco
-from tfdet.data.csv import read_csv
+from tfdet.data import coco, csv, voc
 from tfdet.data.dataset import Dataset, Example
-from tfdet.data.shapes import shapes
-from tfdet.data.validation import Problems
-from tfdet.data.voc import read_voc
+from tfdet.data.shapes import SPLITS, shapes
+from tfdet.data.validation import Problems, without_unreadable
 from tfdet.errors import DataError
 
-__all__ = ["Dataset", "Example", "load_dataset"]
+__all__ = ["Dataset", "Example", "load_dataset", "split_names"]
 
 
 def load_dataset(spec, split="train", on_error="raise"):
-    """Reads the annotations of one split; images are read when they are needed.
+    """Reads the annotations of one split, and the header of each image file.
+
+    An image that is damaged behind its header is met when it is decoded. With on_error="raise" that is in training,
+    which then stops and names it. With on_error="skip" all images are decoded once right here, on all cores, so that
+    the set is sound and its order, which hangs on the number of images, is settled before the first step. That costs
+    about as much as an epoch of input: a minute for 50,000 images of 640x480 pixels on two cores.
 
     Args:
         spec: "coco:DIR", "voc:DIR" (or "voc:DIR,DIR", joined), "csv:FILE", or "shapes" (generated).
@@ -31,16 +35,36 @@ def load_dataset(spec, split="train", on_error="raise"):
         ValueError: on_error is neither "raise" nor "skip".
     """
     problems = Problems(on_error)
+    read, _ = _reader(spec)
+    dataset = read(split, problems)
+    return without_unreadable(dataset) if on_error == "skip" else dataset
+
+
+def split_names(spec):
+    """The splits that `load_dataset(spec, split)` can read; of VOC not trainval, where train and val are there too.
+
+    Raises:
+        DataError: an unknown kind of data set, a missing folder or file, or one that holds no split.
+    """
+    _, names = _reader(spec)
+    return names()
+
+
+def _reader(spec):
+    """(function (split, problems) -> Dataset, function () -> names of the splits) of a data set."""
     kind, _, where = spec.partition(":")
     match kind:
         case "coco" if where:
-            return read_coco(Path(where).expanduser(), split, problems)
+            folder = Path(where).expanduser()
+            return partial(coco.read_coco, folder), partial(coco.split_names, folder)
         case "voc" if where.strip(", "):
-            return read_voc(_folders(where), split, problems)
+            folders = _folders(where)
+            return partial(voc.read_voc, folders), partial(voc.split_names, folders)
         case "csv" if where:
-            return read_csv(Path(where).expanduser(), split, problems)
+            file = Path(where).expanduser()
+            return partial(csv.read_csv, file), partial(csv.split_names, file)
         case "shapes" if not where:
-            return shapes(split)
+            return lambda split, problems: shapes(split), lambda: tuple(SPLITS)
     raise DataError(f'data set "{spec}": expected coco:DIR, voc:DIR, csv:FILE or shapes')
 
 

@@ -81,15 +81,33 @@ def read_coco(folder, split, problems):
 # Which file?
 
 
-def _annotation_file(folder, split):
+def split_names(folder):
+    """The splits that `read_coco` can read.
+
+    Raises:
+        DataError: no such folder, or it has no annotations.
+    """
+    found, boxes, roboflow = _annotation_files(folder)
+    names = [re.sub(r"^instances_|\d{4}$", "", file.stem) for file in boxes or found]
+    names += [file.parent.name for file in roboflow]
+    if not names:
+        raise DataError(f"{folder}: there are no annotations/*.json files")
+    return tuple(dict.fromkeys(names))
+
+
+def _annotation_files(folder):
+    """All JSON files in annotations/, those of them that are for boxes, and those of Roboflow."""
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder")
     found = sorted((folder / "annotations").glob("*.json"))
     # The task comes first in COCO's names: captions_, person_keypoints_, stuff_, panoptic_, image_info_.
     other = re.compile("captions|keypoints|panoptic|stuff|image_info")
     boxes = [file for file in found if not other.search(file.name)]
-    roboflow = sorted(folder.glob("*/_annotations.coco.json"))
+    return found, boxes, sorted(folder.glob("*/_annotations.coco.json"))
 
+
+def _annotation_file(folder, split):
+    found, boxes, roboflow = _annotation_files(folder)
     # "val" is the val of instances_val2014.json rather than of instances_minival2014.json.
     word = re.compile(rf"(?<![^\W_]){re.escape(split)}(?:\d{{4}})?(?![^\W_])")
     for candidates in (
@@ -105,9 +123,7 @@ def _annotation_file(folder, split):
             raise DataError(f'{folder}: more than one annotation file fits split "{split}": {listed}')
         if candidates:
             return candidates[0]
-    splits = [re.sub(r"^instances_|\d{4}$", "", file.stem) for file in boxes] + [file.parent.name for file in roboflow]
-    listed = f"there are {', '.join(dict.fromkeys(splits))}" if splits else "there are no annotations/*.json files"
-    raise DataError(f'{folder}: no split "{split}"; {listed}')
+    raise DataError(f'{folder}: no split "{split}"; there are {", ".join(split_names(folder))}')
 
 
 def _image_folder(folder, file, split, images):

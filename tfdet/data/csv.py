@@ -9,7 +9,7 @@ import os
 import numpy as np
 
 from tfdet.data.dataset import Dataset, Example
-from tfdet.data.validation import box_line, check_boxes, check_image, quoted
+from tfdet.data.validation import Problems, box_line, check_boxes, check_image, quoted
 from tfdet.errors import DataError
 
 COLUMNS = ("path", "x1", "y1", "x2", "y2", "label")
@@ -61,6 +61,18 @@ def read_csv(file, split, problems):
         examples=tuple(examples),
         skipped=tuple(problems.lines),
     )
+
+
+def split_names(file):
+    """The splits that `read_csv` can read, in the order of the file.
+
+    Raises:
+        DataError: no such file, or it is not such a table, or has no images.
+    """
+    rows = _read_rows(file, Problems("skip"))
+    if not rows:
+        raise DataError(f"{file}: there are no images")
+    return tuple(dict.fromkeys(row["split"] for row in rows))
 
 
 def hashed_split(path):

@@ -4,14 +4,17 @@ import dataclasses
 
 import numpy as np
 
+from tfdet.data.records import Record
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Example:
-    """One annotated image. Boxes are xyxy float32 in pixels of the image as it is stored.
+    """One annotated image. Boxes are xyxy float32 in pixels of the image as it is shown: upright, by its EXIF.
 
     Attributes:
-        image_id: the data set's own name of the image: COCO's id, the file stem in VOC, the path as written in CSV.
-        image: path of the image file, or the encoded image itself as bytes.
+        image_id: the data set's own name of the image: COCO's id, the file stem in VOC, the path as written in CSV,
+            image/source_id in TFRecords.
+        image: path of the image file, or the encoded image itself as bytes, or where it lies in a TFRecord shard.
         height, width: size of the image in pixels.
         boxes: float32 [M, 4]. Every box is finite and has a positive area inside the image.
         labels: int32 [M], 0 .. C-1.
@@ -22,7 +25,7 @@ class Example:
     """
 
     image_id: int | str
-    image: str | bytes
+    image: str | bytes | Record
     height: int
     width: int
     boxes: np.ndarray

@@ -7,9 +7,10 @@ only) comes out upright, as in browsers and annotation tools. Boxes are in pixel
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import tensorflow as tf
+
+from tfdet.data import records
 
 HEAD = 2**16  # bytes of a JPEG in which EXIF is looked for; cameras write it first
 EXIF = b"Exif\0\0"
@@ -26,14 +27,15 @@ def decode(encoded):
     """
     image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
     image = tf.ensure_shape(image, (None, None, 3))
-    image = tf.cond(_has_palette(encoded), lambda: _through_palette(image, encoded), lambda: image)
+    is_bmp = tf.strings.substr(encoded, 0, 2) == b"BM"
+    image = tf.cond(is_bmp, lambda: _through_palette(image, encoded), lambda: image)
     turn = orientation(encoded)
     return tf.cond(turn > 1, lambda: upright(image, turn), lambda: image)
 
 
 def load_image(image):
-    """A path, or an encoded image as bytes -> numpy uint8 [H, W, 3], decoded just as for training."""
-    return decode(image if isinstance(image, bytes) else tf.io.read_file(image)).numpy()
+    """A path, a `Record`, or an encoded image as bytes -> numpy uint8 [H, W, 3], decoded just as for training."""
+    return decode(records.encoded(image)).numpy()
 
 
 # EXIF orientation
@@ -61,30 +63,25 @@ def _orientation_in(tiff):
     tags = directory + 2 + 12 * tf.range(short(directory))
     is_orientation = (short(tags) == 0x0112) & (short(tags + 2) == 3)  # of the type SHORT
     value = tf.concat([tf.boolean_mask(short(tags + 8), is_orientation), [1]], axis=0)[0]
-    return tf.where((1 <= value) & (value <= 8), value, 1)
+    return tf.where((value >= 1) & (value <= 8), value, 1)
 
 
 def upright(image, turn):
     """Undo an EXIF orientation: image [H, W, 3] -> [H, W, 3], or [W, H, 3] where turn is 5 .. 8."""
     image = tf.cond(turn >= 5, lambda: tf.transpose(image, (1, 0, 2)), lambda: image)
-    down = tf.where(tf.reduce_any(turn == (3, 4, 7, 8)), -1, 1)
-    across = tf.where(tf.reduce_any(turn == (2, 3, 6, 7)), -1, 1)
-    return image[::down, ::across]
+    down, across = tf.reduce_any(turn == (3, 4, 7, 8)), tf.reduce_any(turn == (2, 3, 6, 7))
+    return tf.reverse(image, tf.boolean_mask([0, 1], tf.stack([down, across])))
 
 
-# TensorFlow shows the numbers that a BMP with a palette stores as if they were shades of grey.
+def _through_palette(image, bmp):
+    """TensorFlow shows the numbers that a BMP with a palette stores as shades of grey: looks up their colours."""
+    start, end = 14 + _little_endian(bmp, 14, 4), _little_endian(bmp, 10, 4)  # between headers and pixels
 
+    def look_up():
+        colors = tf.reshape(tf.io.decode_raw(tf.strings.substr(bmp, start, end - start), tf.uint8), (-1, 4))
+        return tf.gather(colors[:, 2::-1], tf.cast(image[..., 0], tf.int32))  # stored as blue, green, red, 0
 
-def _has_palette(encoded):
-    is_bmp = tf.strings.substr(encoded, 0, 2) == b"BM"  # decoded before, so that its header is whole
-    return tf.cond(is_bmp, lambda: _little_endian(encoded, 28, 2) == 8, lambda: False)
-
-
-def _through_palette(image, encoded):
-    start = 14 + _little_endian(encoded, 14, 4)  # behind the two headers
-    colors = tf.strings.substr(encoded, start, _little_endian(encoded, 10, 4) - start)  # up to the pixels
-    colors = tf.reshape(tf.io.decode_raw(colors, tf.uint8), (-1, 4))
-    return tf.gather(colors[:, 2::-1], tf.cast(image[..., 0], tf.int32))  # stored as blue, green, red, 0
+    return tf.cond(_little_endian(bmp, 28, 2) == 8, look_up, lambda: image)
 
 
 def _little_endian(encoded, at, size):
@@ -99,7 +96,7 @@ def decoded_sizes(images):
     """Decode all images on all cores; gives one thing for each, in order, as soon as it is known.
 
     Args:
-        images: paths, or encoded images as bytes.
+        images: paths, `Record`s, or encoded images as bytes.
 
     Yields:
         (width, height) in pixels, or the reason why the image cannot be decoded, as text.
@@ -110,15 +107,20 @@ def decoded_sizes(images):
 
 def _decoded_size(image):
     try:
-        height, width = _size(image if isinstance(image, bytes) else Path(image).read_bytes()).numpy().tolist()
+        height, width = _size(records.encoded(image)).numpy().tolist()
         return width, height
     except tf.errors.OpError as error:
-        # Without the names of ops that TensorFlow puts around it.
-        return re.sub(r"\{\{.*?\}\}|\[Op:.*|\bname:.*|\n.*", "", error.message, flags=re.DOTALL).strip()
-    except (OSError, ValueError) as error:
+        return _reason(error)
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
         return str(error)
 
 
 @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 def _size(encoded):
     return tf.shape(decode(encoded))[:2]
+
+
+def _reason(error):
+    """What TensorFlow complains of, without the trace and the names of ops that it puts around it."""
+    text = re.sub(r"\s*\[\[\{\{node .*|\[Op:.*|\{\{.*?\}\}", "", error.message, flags=re.DOTALL)
+    return text.strip().splitlines()[-1]

@@ -3,6 +3,11 @@
 import numpy as np
 import tensorflow as tf
 
+from tfdet.data.images import decode, load_image
+from tfdet.data.records import Record, read_image
+
+__all__ = ["decode", "load_image", "prediction_batches", "read", "training_batches", "validation_batches"]
+
 
 def training_batches(dataset, detector, batch_size, seed=0, cache=False, start_step=None):
     """Shuffled, augmented, encoded batches for `detector.fit`.
@@ -59,7 +64,7 @@ def prediction_batches(images, detector, batch_size):
     """Batches for `detector.predict`, whose detections are then in pixels of each original image.
 
     Args:
-        images: paths, or encoded images as bytes.
+        images: paths, `Record`s, or encoded images as bytes.
     """
 
     def resize(source):
@@ -70,29 +75,28 @@ def prediction_batches(images, detector, batch_size):
     return _batched(_map(_sources(images), resize), batch_size)
 
 
-def decode(encoded):
-    """An encoded JPEG, PNG, BMP or GIF (its first frame) -> uint8 [H, W, 3], RGB."""
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    return tf.ensure_shape(image, (None, None, 3))
-
-
-def load_image(image):
-    """A path, or an encoded image as bytes -> numpy uint8 [H, W, 3], decoded just as for training."""
-    return decode(image if isinstance(image, bytes) else tf.io.read_file(image)).numpy()
-
-
 def read(source):
-    """{"path", "bytes"} -> the encoded image."""
-    return tf.cond(source["path"] == "", lambda: source["bytes"], lambda: tf.io.read_file(source["path"]))
+    """{"path", "offset" (of a record in the file; -1: the file is the image), "bytes"} -> the encoded image."""
+    path, offset = source["path"], source["offset"]
+
+    def read_file():
+        return tf.cond(offset < 0, lambda: tf.io.read_file(path), lambda: read_image(path, offset))
+
+    return tf.cond(path == "", lambda: source["bytes"], read_file)
 
 
 def _sources(images):
     return tf.data.Dataset.from_tensor_slices(
         {
-            "path": [image if isinstance(image, str) else "" for image in images],
+            "path": [_path(image) for image in images],
+            "offset": [image.offset if isinstance(image, Record) else -1 for image in images],
             "bytes": [image if isinstance(image, bytes) else b"" for image in images],
         }
     )
+
+
+def _path(image):
+    return image.path if isinstance(image, Record) else image if isinstance(image, str) else ""
 
 
 def _annotations(dataset):

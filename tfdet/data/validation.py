@@ -4,13 +4,21 @@ A message is one line, `FILE: image ID: box 3 (x1, y1, x2, y2) "label": has zero
 their image, in the order of the file, and their coordinates are shown as the file means them.
 """
 
+import dataclasses
+import io
 import json
 import os
+import sys
+import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+from rich.progress import track
 
+from tfdet.data.images import EXIF, HEAD, decoded_sizes, orientation
 from tfdet.errors import DataError
+
+FORMATS = ("JPEG", "PNG", "BMP", "GIF")  # what `decode` decodes
 
 TOLERANCE = (
     1.0  # pixels by which a box may leave its image and be clipped without a word: rounding, or 0- against 1-based
@@ -53,28 +61,79 @@ def box_line(where, number, box, name, fault):
     return f"{where}: box {number}{numbers} {name}: {fault}"
 
 
-def check_image(problems, where, path, width=None, height=None):
-    """Is the image file there, and how large is it?
+def check_image(problems, where, image, width=None, height=None):
+    """Is the image there, of a kind that can be decoded, and as large as the annotations say?
+
+    Only the header is read. The size is that of the image as it is shown, after its EXIF orientation.
 
     Args:
         where: "FILE: image ID", for the message.
-        width, height: the size in pixels that the annotations give; None or 0 where they give none, and then the size
-            is read from the header of the image file.
+        image: path of the file, or the encoded image as bytes.
+        width, height: the size in pixels that the annotations give; None or 0 where they give none.
 
     Returns:
         (width, height), or None if the image cannot be used (reported).
     """
-    if not os.path.isfile(path):
-        problems.report(f"{where}: there is no image file {path}")
+    called = "the image" if isinstance(image, bytes) else f"image file {image}"
+    if not isinstance(image, bytes) and not os.path.isfile(image):
+        problems.report(f"{where}: there is no {called}")
         return None
-    if width and height:
-        return width, height
     try:
-        with Image.open(path) as image:  # reads the header only
-            return image.size
+        size, turn = _read_header(image)
     except Exception as error:  # Pillow's parsers raise whatever the bytes of a stranger's file lead them to
-        problems.report(f"{where}: the header of image file {path} cannot be read ({type(error).__name__})")
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "not a JPEG, PNG, BMP or GIF" if unknown else type(error).__name__
+        problems.report(f"{where}: the header of {called} cannot be read ({reason})")
         return None
+    shown = size[::-1] if turn >= 5 else size
+    if width and height and (width, height) != shown:
+        fault = f"the annotations are for {width}x{height} pixels, {called} has {shown[0]}x{shown[1]}"
+        if (width, height) == size:
+            fault += f" once its EXIF orientation {turn} is applied, as it is shown and as boxes are meant"
+        problems.report(f"{where}: {fault}")
+        return None
+    return shown
+
+
+def _read_header(image):
+    """Size (width, height) as stored, and the EXIF orientation; of a path or an encoded image."""
+    with io.BytesIO(image) if isinstance(image, bytes) else open(image, "rb") as file:
+        head = file.read(HEAD)
+        file.seek(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # nothing is decompressed here
+            with Image.open(file, formats=FORMATS) as opened:
+                size = opened.size
+    return size, int(orientation(head)) if EXIF in head else 1
+
+
+def without_unreadable(dataset):
+    """A `Dataset` without the images that cannot be decoded, with a line for each. Decodes them all, on all cores."""
+    sizes = decoded_sizes([example.image for example in dataset.examples])
+    examples, lines = [], []
+    described = f"decoding {dataset.name}"
+    hidden = not sys.stderr.isatty()
+    pairs = zip(dataset.examples, sizes, strict=True)
+    for example, size in track(pairs, described, len(dataset), transient=True, disable=hidden):
+        if size == (example.width, example.height):
+            examples.append(example)
+        else:
+            fault = size if isinstance(size, str) else f"decodes to {size[0]}x{size[1]} pixels, not as its header says"
+            lines.append(unreadable(example.image_id, example.image, fault))
+    return dataclasses.replace(dataset, examples=tuple(examples), skipped=(*dataset.skipped, *lines))
+
+
+def raise_unreadable(ids, images, hint=""):
+    """Raises DataError for the first of the images (as in `Example.image`) that cannot be decoded, if there is one."""
+    for image_id, image, size in zip(ids, images, decoded_sizes(images), strict=True):
+        if isinstance(size, str):
+            raise DataError(unreadable(image_id, image, size) + hint)
+
+
+def unreadable(image_id, image, reason):
+    """The one line about an image that cannot be decoded."""
+    name = image_id if isinstance(image, bytes) or image == image_id else f"{image}: image {image_id}"
+    return f"{name}: not an image that can be read: {reason}"
 
 
 def check_boxes(problems, boxes, sizes, describe, written=None):

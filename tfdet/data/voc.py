@@ -63,6 +63,26 @@ def read_voc(folders, split, problems):
 # Which files?
 
 
+def split_names(folders):
+    """The splits that `read_voc` can read in all of the folders, without trainval where that is train and val.
+
+    Raises:
+        DataError: no such folder, or they have no split in common.
+    """
+    folders = [_voc_folder(folder) for folder in folders]
+    first, *others = [_splits(folder) for folder in folders]
+    names = [name for name in first if all(name in other for other in others)]
+    if not names:
+        raise DataError(f"{folders[0]}: no split in ImageSets/Main" + (" that all folders have" if others else ""))
+    return tuple(name for name in names if name != "trainval" or not {"train", "val"} <= set(names))
+
+
+def _splits(folder):
+    """The lists in ImageSets/Main. cat_train.txt and its like list one class of a split, and are not splits."""
+    names = sorted(path.stem for path in (folder / "ImageSets" / "Main").glob("*.txt"))
+    return [name for name in names if name.rpartition("_")[2] not in names or "_" not in name]
+
+
 def _voc_folder(folder):
     """The folder itself, or the one inside it, that has Annotations/ and ImageSets/Main/."""
     if not folder.is_dir():
@@ -87,10 +107,8 @@ def _read_split(folder, split):
     lists = folder / "ImageSets" / "Main"
     file = lists / f"{split}.txt"
     if not split or not file.is_file():
-        # cat_train.txt and its like are lists of one class of the split, not splits.
-        splits = sorted(path.stem for path in lists.glob("*.txt"))
-        splits = [name for name in splits if name.rpartition("_")[2] not in splits or "_" not in name]
-        raise DataError(f'{folder}: no split "{split}" in ImageSets/Main; there are {", ".join(splits) or "none"}')
+        listed = ", ".join(_splits(folder)) or "none"
+        raise DataError(f'{folder}: no split "{split}" in ImageSets/Main; there are {listed}')
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

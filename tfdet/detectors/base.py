@@ -66,11 +66,12 @@ class Detector(keras.Model):
             total = total + ops.cast(penalty, "float32") / num_replicas()
         return total
 
-    def fit(self, *args, callbacks=None, **kwargs):
+    def fit(self, x=None, *args, callbacks=None, **kwargs):
         """keras.Model.fit; a loss that is not finite ends it with NonFiniteLossError, which names the part."""
         callbacks = callbacks.callbacks if isinstance(callbacks, keras.callbacks.CallbackList) else callbacks
         callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or [])
-        return super().fit(*args, callbacks=[StopOnNonFiniteLoss(), *callbacks], **kwargs)
+        kwargs.setdefault("shuffle", isinstance(x, np.ndarray))  # Keras warns of it where a pipeline does it
+        return super().fit(x, *args, callbacks=[StopOnNonFiniteLoss(), *callbacks], **kwargs)
 
     def make_predict_function(self, force=False):
         """keras.Model's, but not compiled by XLA, whatever `jit_compile` says: NMS has no XLA kernel."""
