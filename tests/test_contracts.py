@@ -273,8 +273,13 @@ UNEVEN = (TALL, SIZES[4], SIZES[1], EMPTY)
 
 
 def after_one_step(row, dataset, strategy):
-    """-> (detector, its weights before the step, logged figures)."""
+    """-> (detector, its weights before the step, logged figures).
+
+    In double precision: in float32 the other order of sums may turn a ReLU or the choice of a pool, as it does on one
+    device when the images of the batch change places (6e-5 of the step were seen).
+    """
     keras.utils.set_random_seed(0)
+    keras.mixed_precision.set_dtype_policy("float64")
     with strategy.scope():
         detector = row.build(dataset.class_names)
         detector.compile(keras.optimizers.SGD(0.01))
@@ -299,9 +304,7 @@ def test_two_replicas_do_the_step_that_one_does(row, make_dataset, on_two_replic
     for chosen in (trainable, ~trainable):  # the others are the statistics of batch normalisation
         places = np.flatnonzero(chosen)
         start, first, second = ([w[i] for i in places] for w in (before, one.get_weights(), two.get_weights()))
-        # Sums come in another order, which may turn a ReLU or the choice of a pool: 6e-6 to 6e-5 was seen, just as on
-        # one device when the images of the batch change places.
-        assert distance(first, second) <= 2e-4 * distance(start, first)
+        assert distance(first, second) <= 1e-5 * distance(start, first)
 
 
 def test_all_of_keras_works_on_two_replicas(make_dataset, on_two_replicas):
