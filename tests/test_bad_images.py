@@ -1,4 +1,4 @@
-"""Images that turn out broken only when they are decoded: what loading, training, prediction and check-data make of it."""
+"""Images that turn out broken when they are decoded: what training, prediction and check-data make of them."""
 
 import json
 from types import SimpleNamespace
@@ -83,7 +83,7 @@ def test_the_order_is_that_of_a_set_without_the_broken_image(photos, tmp_path):
 
 def test_a_split_of_broken_images_only(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
-    (tmp_path / "boxes.csv").write_text("a.png,1,1,5,5,red,train\na.png,1,1,5,5,red,train\n")
+    (tmp_path / "boxes.csv").write_text("a.png,1,1,5,5,red,train\nb.png,1,1,5,5,red,val\n")
     with pytest.raises(TfdetError, match="boxes train: no image of this split can be used"):
         train(f"csv:{tmp_path / 'boxes.csv'}", "skip", tmp_path)
 

@@ -26,7 +26,7 @@ def serve(exported):
 
 @pytest.fixture(scope="module")
 def rest(serve):
-    """The URL of a server with TF Serving's REST API, and the model "tfdet"; the model "nan" gives something else."""
+    """The URL of a server with TF Serving's REST API, the model "tfdet", and others that go wrong."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -65,7 +65,7 @@ def rest(serve):
 
 @pytest.fixture(scope="module")
 def grpc_server(serve):
-    """The address of a server of TF Serving's own PredictionService, with the model "tfdet"."""
+    """The address of a server of TF Serving's own PredictionService, the model "tfdet", and "other" without boxes."""
     pytest.importorskip("tensorflow_serving.apis", reason="the extra `serving` is not installed")
     import grpc
     from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
@@ -124,6 +124,14 @@ def fails(capsys, *args):
     return line
 
 
+def same(one, other):
+    """Are they the same detection, to 1e-4? Boxes in units of the larger image, 160 pixels."""
+    near = (
+        np.allclose(one["bbox"], other["bbox"], rtol=0, atol=1e-4 * 160) and abs(one["score"] - other["score"]) < 1e-4
+    )
+    return near and all(one[key] == other[key] for key in ("image_id", "category_id"))
+
+
 def test_it_writes_what_predict_writes(untrained, exported, address, photos, tmp_path):
     names = exported / "1" / "assets.extra" / "class_names.txt"
     main(["client", *map(str, photos), *address, "--class-names", str(names), "-o", str(tmp_path / "served")])
@@ -133,12 +141,11 @@ def test_it_writes_what_predict_writes(untrained, exported, address, photos, tmp
     served, here = (json.loads((tmp_path / name / "detections.json").read_text()) for name in ("served", "here"))
     assert served["images"] == here["images"]
     assert served["categories"] == here["categories"]
-    assert len(served["annotations"]) == len(here["annotations"]) > 0
-    for key in ("image_id", "category_id"):
-        assert [one[key] for one in served["annotations"]] == [one[key] for one in here["annotations"]]
-    for key, tolerance in (("bbox", 1e-4 * 160), ("score", 1e-4)):
-        values = [np.array([one[key] for one in found["annotations"]]) for found in (served, here)]
-        np.testing.assert_allclose(*values, rtol=0, atol=tolerance)
+    # An untrained detector finds much of nearly one score, and rounding may change what comes first and last.
+    best = [one for i in (1, 2) for one in [one for one in here["annotations"] if one["image_id"] == i][:50]]
+    assert len(best) == 100
+    for one in best:
+        assert any(same(one, other) for other in served["annotations"])
     assert {path.name for path in (tmp_path / "served").iterdir()} == {"a.jpg", "b.jpg", "detections.json"}
 
 

@@ -229,6 +229,33 @@ def test_export_makes_the_next_version_beside_the_first(tmp_path, model, capsys)
     assert (tmp_path / "2" / "saved_model.pb").is_file()
 
 
+def test_convert_writes_all_splits_and_says_what_it_leaves_out(tmp_path, table, capsys):
+    lines = table.read_text().splitlines()
+    (tmp_path / "broken.png").write_text("not an image")
+    table.write_text("\n".join([*lines, "tall.png,1,1,9,9,red,train", "broken.png,1,1,9,9,red,train"]) + "\n")
+    table.write_text(table.read_text().replace("tall.png,1,", "twin.png,1,"))
+    (tmp_path / "twin.png").write_bytes((tmp_path / "tall.png").read_bytes())
+    output = tmp_path / "new" / "shards"
+    command = ["convert", "--data", f"csv:{table}", "-o", str(output), "--shards", "2"]
+    assert "broken.png" in fails(capsys, command)
+    assert "at least one" in fails(capsys, [*command[:-1], "0"])
+    main(["convert", "--data", f"csv:{table}", "--split", "val", "-o", str(tmp_path / "val")])
+    assert sorted(path.name for path in (tmp_path / "val").iterdir()) == [
+        "label_map.pbtxt",
+        "val-00000-of-00001.tfrecord",
+    ]
+    capsys.readouterr()
+
+    output = tmp_path / "all"
+    main(["convert", "--data", f"csv:{table}", "-o", str(output), "--shards", "2", "--on-error", "skip"])
+    out = capsys.readouterr().out
+    for text in ("left out: ", "broken.png", "train: 1 images, 1 boxes, 2 shards", "val: 2 images, 3 boxes, 2 shards"):
+        assert text in out
+    again = tfdet.load_dataset(f"tfrecord:{output}", "val")
+    assert again.class_names == ("blue", "red")
+    assert [example.image_id for example in again.examples] == ["tall.png", "wide.png"]
+
+
 def console_script():
     path = Path(sysconfig.get_path("scripts")) / "tfdet"
     return [str(path)] if path.exists() else None
@@ -242,4 +269,4 @@ def test_help_of_the_program(command):
     environment = {**os.environ, "PYTHONPATH": root}
     result = subprocess.run([*command, "--help"], capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stderr
-    assert all(name in result.stdout for name in ("predict", "evaluate", "export"))
+    assert all(name in result.stdout for name in ("predict", "evaluate", "export", "convert"))

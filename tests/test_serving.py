@@ -64,8 +64,10 @@ def test_batches_of_any_size(loaded, draw_image):
 def mixed(draw_image):
     """Encoded images, with what cannot be decoded between them, and the indices of the latter."""
     jpeg = draw_image(150, 90, [(10, 20, 60, 70)], [0], "JPEG")
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"  # to be turned by 90 degrees
+    turned = jpeg[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2) + exif + jpeg[2:]
     png = draw_image(60, 160, [(80, 10, 120, 50), (5, 5, 30, 50)], [1, 0])
-    return [b"no image", jpeg, b"", png[:600], png, jpeg[:600], jpeg], [0, 2, 3, 5]
+    return [b"no image", jpeg, b"", png[:600], png, jpeg[:600], turned], [0, 2, 3, 5]
 
 
 def test_broken_bytes_do_not_disturb_the_images_beside_them(loaded, mixed):

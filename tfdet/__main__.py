@@ -1,4 +1,4 @@
-"""The command line: python -m tfdet check-data | predict | evaluate | export | client."""
+"""The command line: python -m tfdet check-data | predict | evaluate | export | client | convert."""
 
 import dataclasses
 import glob
@@ -10,11 +10,12 @@ from typing import Annotated, Literal
 import keras
 import tyro
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress, track
 from rich.table import Table
 
 from tfdet import checking, client, commandline, drawing, evaluation, inference, serving
-from tfdet.data import load_dataset
+from tfdet.data import load_dataset, split_names
+from tfdet.data.convert import write_shards
 from tfdet.data.pipeline import load_image
 from tfdet.detectors.base import Detector
 from tfdet.errors import TfdetError
@@ -30,7 +31,7 @@ class CheckData:
     """
 
     data: str
-    """The data: coco:DIR, voc:DIR, csv:FILE or shapes."""
+    """The data: coco:DIR, voc:DIR, csv:FILE, tfrecord:DIR or shapes."""
     split: tuple[str, ...] = ()
     """Splits to check; by default all that there are."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "data-check"
@@ -60,7 +61,7 @@ class Evaluate:
     model: str
     """Trained model, a .keras file."""
     data: str
-    """The data: coco:DIR, voc:DIR, csv:FILE or shapes."""
+    """The data: coco:DIR, voc:DIR, csv:FILE, tfrecord:DIR or shapes."""
     split: str = "val"
     """Split of the data."""
     on_error: Literal["raise", "skip"] = "raise"
@@ -107,8 +108,31 @@ class Client:
     """Seconds to wait for an answer."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Convert:
+    """Write a data set as TFRecord shards, of the form that the TensorFlow Object Detection API reads and writes."""
+
+    data: str
+    """The data: coco:DIR, voc:DIR, csv:FILE, tfrecord:DIR or shapes."""
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
+    """Folder for the shards and label_map.pbtxt; --data tfrecord:FOLDER then reads it."""
+    split: tuple[str, ...] = ()
+    """Splits to write; by default all that there are."""
+    shards: int | None = None
+    """Files for each split; by default one for every 1000 images."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """What to do with a broken image or box: stop, or leave it out and say so."""
+
+
 def main(args=None):
-    commands = {"check-data": CheckData, "predict": Predict, "evaluate": Evaluate, "export": Export, "client": Client}
+    commands = {
+        "check-data": CheckData,
+        "predict": Predict,
+        "evaluate": Evaluate,
+        "export": Export,
+        "client": Client,
+        "convert": Convert,
+    }
     arguments = commandline.parse(commands, args, prog="tfdet")
     match arguments:
         case CheckData():
@@ -121,6 +145,8 @@ def main(args=None):
             commandline.run(lambda: export(arguments))
         case Client():
             commandline.run(lambda: ask_server(arguments))
+        case Convert():
+            commandline.run(lambda: convert(arguments))
 
 
 def check_data(arguments):
@@ -161,7 +187,8 @@ def ask_server(arguments):
         ask = client.over_rest(arguments.url, arguments.timeout)
     else:
         ask = client.over_grpc(arguments.grpc, arguments.model_name, arguments.timeout)
-    detections = [client.detect(ask, file) for file in track(files, "asking", transient=True)]
+    with Progress(transient=True) as progress:  # unlike track() alone it ends when an image fails
+        detections = [client.detect(ask, file) for file in progress.track(files, description="asking")]
     highest = max((int(label) for found in detections for label in found.labels), default=-1)
     if names and highest >= len(names):
         raise TfdetError(f"{arguments.class_names}: {len(names)} names, but the server found label {highest}")
@@ -225,6 +252,24 @@ def export(arguments):
             print(f"{folder}: SavedModel with the signatures serving_default (image_bytes) and images")
     except FileExistsError as error:
         raise TfdetError(str(error)) from error
+
+
+def convert(arguments):
+    if arguments.shards is not None and arguments.shards < 1:
+        raise TfdetError(f"convert: --shards {arguments.shards}: at least one")
+    for split in arguments.split or split_names(arguments.data):
+        dataset = load_dataset(arguments.data, split, arguments.on_error)
+        for line in dataset.skipped:
+            print(f"left out: {line}")
+        with Progress(transient=True) as progress:
+            task = progress.add_task(f"writing {split}", total=len(dataset))
+            paths = write_shards(
+                dataset, arguments.output, split, arguments.shards, advance=lambda task=task: progress.advance(task)
+            )
+        size = sum(path.stat().st_size for path in paths)
+        boxes = sum(len(example.boxes) for example in dataset.examples)
+        print(f"{split}: {len(dataset)} images, {boxes} boxes, {len(paths)} shards, {size / 1e6:.1f} MB")
+    print(f"{arguments.output}/ holds them and label_map.pbtxt; read it with --data tfrecord:{arguments.output}")
 
 
 def find_images(arguments):

@@ -11,7 +11,7 @@ from tfdet import drawing
 from tfdet.data import Dataset, load_dataset, split_names
 from tfdet.data.pipeline import load_image
 from tfdet.data.records import encoded
-from tfdet.errors import DataError
+from tfdet.errors import DataError, one_line
 
 SIZES = ("small", "medium", "large")  # as COCO counts them: below 32², below 96², and the rest
 CELL = 400  # longest side in pixels of an image on the contact sheet
@@ -51,7 +51,8 @@ def check(spec, splits=()):
             defects.append(str(error))
     defects += _different_classes(datasets)
     defects += _in_two_splits(datasets)
-    return Check(datasets, list(dict.fromkeys(defects)))  # a line about the whole file comes with each split
+    # A line about the whole file comes with each split.
+    return Check(datasets, list(dict.fromkeys(map(one_line, defects))))
 
 
 def _different_classes(datasets):
@@ -111,7 +112,7 @@ def tables(counts):
     columns = ("split", "images", "without boxes", "width x height", "boxes", "crowd", "difficult", "skipped")
     images = _table("Images and boxes of each split", columns)
     for name, split in counts["splits"].items():
-        size = f"{_range(split['width'])} x {_range(split['height'])}"
+        size = f"{_range(split['width'])} x {_range(split['height'])}" if split["images"] else "-"
         before, after = (split["images"], split["images_without_boxes"]), (split["boxes"], split["crowd"])
         images.add_row(name, *map(str, (*before, size, *after, split["difficult"], split["skipped"])))
 
@@ -133,7 +134,7 @@ def _table(title, columns):
 
 def _range(values):
     """[least, most] -> text."""
-    return "-" if values is None else "-".join(map(str, dict.fromkeys(values)))
+    return "-".join(map(str, dict.fromkeys(values)))
 
 
 def contact_sheet(datasets):

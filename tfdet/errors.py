@@ -1,8 +1,16 @@
 """The errors that tfdet raises on purpose. Each message is one line and names the file, the box or the part."""
 
 
+def one_line(text):
+    """The text with whatever cannot be printed in a line (ends of lines, codes for the terminal) as \\n, \\x1b, ..."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class TfdetError(Exception):
     """Base of all of them; the command line prints it as one line and exits with status 2."""
+
+    def __init__(self, message):
+        super().__init__(one_line(message))
 
 
 class DataError(TfdetError):

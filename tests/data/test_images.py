@@ -11,9 +11,10 @@ from tfdet.data.transforms import SSDAugmentation
 from tfdet.data.validation import Problems, check_image
 from tfdet.resizers import Warp
 
-# A smooth picture, 48 x 32, none of whose flips and turns look like it.
+# A smooth picture, 96 x 64, none of whose flips and turns look like it. (TensorFlow decodes JPEG with the fast of the
+# two integer transforms, Pillow with the exact one: they are up to 16 of 255 apart, 1 or 2 on average.)
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
-PHOTO = Image.fromarray(PIXELS).resize((48, 32), Image.Resampling.BICUBIC)
+PHOTO = Image.fromarray(PIXELS).resize((96, 64), Image.Resampling.BICUBIC)
 
 
 def encode(image, format="JPEG", **options):
@@ -42,30 +43,34 @@ def ycck():
 
 
 LIKE_PILLOW = {
-    "baseline": (encode(PHOTO, quality=95), 12),
-    "progressive": (encode(PHOTO, quality=95, progressive=True), 12),
-    "full chroma": (encode(PHOTO, quality=95, subsampling=0), 4),
-    "grey jpeg": (encode(PHOTO.convert("L")), 4),
-    "cmyk jpeg": (encode(PHOTO.convert("CMYK")), 4),
-    "ycck jpeg": (ycck(), 6),
-    "bytes behind the jpeg": (encode(PHOTO, subsampling=0) + b"a film" * 99, 4),
-    "grey with alpha": (encode(PHOTO.convert("LA"), "PNG"), 0),
-    "alpha": (encode(Image.merge("RGBA", [*PHOTO.split(), PHOTO.convert("L")]), "PNG"), 0),
-    "palette": (encode(PHOTO.quantize(16), "PNG"), 0),
-    "palette with a transparent colour": (encode(PHOTO.quantize(16), "PNG", transparency=3), 0),
-    "one bit": (encode(PHOTO.convert("1"), "PNG"), 0),
-    "bmp": (encode(PHOTO, "BMP"), 0),
-    "grey bmp": (encode(PHOTO.convert("L"), "BMP"), 0),
-    "bmp with a palette": (encode(PHOTO.quantize(16), "BMP"), 0),
-    "bmp of 32 bits": (encode(PHOTO.convert("RGBA"), "BMP"), 0),
-    "gif": (encode(PHOTO, "GIF", save_all=True, append_images=[PHOTO.rotate(180)]), 0),
-    "1x1": (encode(Image.new("RGB", (1, 1), (200, 100, 50))), 3),
+    "baseline": encode(PHOTO, quality=95),
+    "progressive": encode(PHOTO, quality=95, progressive=True),
+    "full chroma": encode(PHOTO, quality=95, subsampling=0),
+    "grey jpeg": encode(PHOTO.convert("L")),
+    "cmyk jpeg": encode(PHOTO.convert("CMYK")),
+    "ycck jpeg": ycck(),
+    "bytes behind the jpeg": encode(PHOTO, subsampling=0) + b"a film" * 99,
+    "grey with alpha": encode(PHOTO.convert("LA"), "PNG"),
+    "alpha": encode(Image.merge("RGBA", [*PHOTO.split(), PHOTO.convert("L")]), "PNG"),
+    "palette": encode(PHOTO.quantize(16), "PNG"),
+    "palette with a transparent colour": encode(PHOTO.quantize(16), "PNG", transparency=3),
+    "one bit": encode(PHOTO.convert("1"), "PNG"),
+    "bmp": encode(PHOTO, "BMP"),
+    "grey bmp": encode(PHOTO.convert("L"), "BMP"),
+    "bmp with a palette": encode(PHOTO.quantize(16), "BMP"),
+    "bmp of 32 bits": encode(PHOTO.convert("RGBA"), "BMP"),
+    "gif": encode(PHOTO, "GIF", save_all=True, append_images=[PHOTO.rotate(180)]),
+    "1x1": encode(Image.new("RGB", (1, 1), (200, 100, 50))),
 }
 
 
-@pytest.mark.parametrize(("encoded", "tolerance"), LIKE_PILLOW.values(), ids=LIKE_PILLOW)
-def test_decodes_as_pillow_does(encoded, tolerance):
-    np.testing.assert_allclose(load_image(encoded).astype(int), as_pillow_shows(encoded), atol=tolerance)
+@pytest.mark.parametrize("encoded", LIKE_PILLOW.values(), ids=LIKE_PILLOW)
+def test_decodes_as_pillow_does(encoded):
+    difference = np.abs(load_image(encoded) - as_pillow_shows(encoded))
+    if encoded.startswith(b"\xff\xd8"):
+        assert difference.mean() < 2 and difference.max() <= 16
+    else:
+        assert difference.max() == 0
 
 
 def test_of_16_bits_the_upper_8_are_kept():
@@ -82,8 +87,8 @@ def test_of_16_bits_the_upper_8_are_kept():
 def test_photographs_are_shown_upright(turn, order):
     encoded = encode(PHOTO, quality=95, subsampling=0, exif=exif(turn, order, before=(0x010F, 0x0110)))
     shown = load_image(encoded)
-    assert shown.shape == ((48, 32, 3) if 5 <= turn <= 8 else (32, 48, 3))
-    np.testing.assert_allclose(shown.astype(int), as_pillow_shows(encoded), atol=4)
+    assert shown.shape == ((96, 64, 3) if 5 <= turn <= 8 else (64, 96, 3))
+    np.testing.assert_allclose(shown, as_pillow_shows(encoded), atol=16)
 
 
 def jpeg_with(payload):
@@ -112,7 +117,16 @@ def test_what_is_no_orientation_turns_nothing(encoded, expected):
 def test_decodes_in_a_pipeline():
     images = [encode(PHOTO), encode(PHOTO, exif=exif(6)), encode(PHOTO, "PNG"), encode(PHOTO.quantize(16), "BMP")]
     found = [image.shape for image in tf.data.Dataset.from_tensor_slices(images).map(decode)]
-    assert found == [(32, 48, 3), (48, 32, 3), (32, 48, 3), (32, 48, 3)]
+    assert found == [(64, 96, 3), (96, 64, 3), (64, 96, 3), (64, 96, 3)]
+
+
+def test_a_served_model_sees_photographs_upright(exported):
+    """Serving decodes with the same function; here from within the SavedModel."""
+    detect = tf.saved_model.load(exported / "1").signatures["serving_default"]
+    turned = encode(PHOTO, exif=exif(6))
+    found = detect(tf.constant([turned, encode(Image.fromarray(load_image(turned)), "PNG")]))
+    for values in found.values():
+        np.testing.assert_allclose(values[0], values[1], atol=1e-3)
 
 
 # --- the size in the header ---
@@ -130,8 +144,8 @@ def test_the_size_is_that_of_the_image_as_it_is_shown(tmp_path, turn):
 @pytest.mark.parametrize(
     ("stated", "fault"),
     [
-        ((48, 32), "for 48x32 pixels, image file {} has 32x48 once its EXIF orientation 6 is applied"),
-        ((96, 64), "for 96x64 pixels, image file {} has 32x48"),
+        ((96, 64), "for 96x64 pixels, image file {} has 64x96 once its EXIF orientation 6 is applied"),
+        ((99, 64), "for 99x64 pixels, image file {} has 64x96"),
     ],
 )
 def test_annotations_for_another_size_are_a_defect(tmp_path, stated, fault):
@@ -162,7 +176,7 @@ def test_broken_images_are_told_from_sound_ones(tmp_path):
     path.write_bytes(encode(PHOTO, exif=exif(6)))
     images = [str(path), *(encoded for encoded, _ in BROKEN.values()), str(tmp_path / "gone.jpg"), encode(PHOTO, "PNG")]
     first, *reasons, gone, last = decoded_sizes(images)
-    assert (first, last) == ((32, 48), (48, 32))
+    assert (first, last) == ((64, 96), (96, 64))
     assert "gone.jpg" in gone
     for reason, (_, expected) in zip(reasons, BROKEN.values(), strict=True):
         assert expected in reason
@@ -180,7 +194,7 @@ def test_an_image_of_108_million_pixels(tmp_path):
 
 
 def test_an_image_of_one_pixel():
-    image = decode(LIKE_PILLOW["1x1"][0])
+    image = decode(LIKE_PILLOW["1x1"])
     for seed in range(8):
         fed, boxes, _ = SSDAugmentation(32)(image, tf.constant([[0.0, 0, 1, 1]]), tf.constant([2]), (1, seed))
         assert fed.shape == (32, 32, 3)

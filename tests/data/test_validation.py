@@ -109,5 +109,5 @@ def test_an_unusable_image(tmp_path):
 
 def test_a_report_is_one_line_that_can_be_printed():
     problems = Problems("skip")
-    problems.report("a\nb\rc \ud800")
-    assert problems.lines == ["a\\nb\\rc \\ud800"]
+    problems.report("a\nb\rc \ud800 \x85\x1b[2J é 漢")
+    assert problems.lines == ["a\\nb\\rc \\ud800 \\x85\\x1b[2J é 漢"]

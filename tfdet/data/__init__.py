@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from tfdet.data import coco, csv, voc
+from tfdet.data import coco, csv, tfrecord, voc
 from tfdet.data.dataset import Dataset, Example
 from tfdet.data.shapes import SPLITS, shapes
 from tfdet.data.validation import Problems, without_unreadable
@@ -21,7 +21,8 @@ def load_dataset(spec, split="train", on_error="raise"):
     about as much as an epoch of input: a minute for 50,000 images of 640x480 pixels on two cores.
 
     Args:
-        spec: "coco:DIR", "voc:DIR" (or "voc:DIR,DIR", joined), "csv:FILE", or "shapes" (generated).
+        spec: "coco:DIR", "voc:DIR" (or "voc:DIR,DIR", joined), "csv:FILE", "tfrecord:DIR" or "tfrecord:GLOB" (see
+            `tfrecord.read_tfrecord`), or "shapes" (generated).
         split: "train", "val", "test", or whatever else the data set calls its splits.
         on_error: "raise" stops at the first box or image that cannot be used; "skip" leaves it out and adds a line to
             `Dataset.skipped`.
@@ -63,9 +64,11 @@ def _reader(spec):
         case "csv" if where:
             file = Path(where).expanduser()
             return partial(csv.read_csv, file), partial(csv.split_names, file)
+        case "tfrecord" if where:
+            return partial(tfrecord.read_tfrecord, where), partial(tfrecord.split_names, where)
         case "shapes" if not where:
             return lambda split, problems: shapes(split), lambda: tuple(SPLITS)
-    raise DataError(f'data set "{spec}": expected coco:DIR, voc:DIR, csv:FILE or shapes')
+    raise DataError(f'data set "{spec}": expected coco:DIR, voc:DIR, csv:FILE, tfrecord:GLOB or shapes')
 
 
 def _folders(where):

@@ -6,7 +6,7 @@ from tfdet.errors import DataError
 
 
 def read_label_map(file):
-    """{label as in the shards: name}, in the order of the labels; the name is `display_name` where that is given.
+    """{label as in the shards: name}, in the order of the file; the name is `display_name` where that is given.
 
     Raises:
         DataError: not a label map, or a label or name occurs twice.
@@ -19,6 +19,8 @@ def read_label_map(file):
     names = {}
     for item in content.item:
         name = item.display_name or item.name
+        if item.id == 0 and name == "background":
+            continue  # the API lets it be listed; no box has it
         if not name:
             raise DataError(f"{file}: label {item.id} has no name")
         if item.id in names or name in names.values():
@@ -26,7 +28,7 @@ def read_label_map(file):
         names[item.id] = name
     if not names:
         raise DataError(f"{file}: it has no items")
-    return dict(sorted(names.items()))
+    return names
 
 
 def label_map_text(names):
@@ -46,9 +48,7 @@ def _label_map():
     item.field.add(name="id", number=2, type=field.TYPE_INT32, label=field.LABEL_OPTIONAL)
     item.field.add(name="display_name", number=3, type=field.TYPE_STRING, label=field.LABEL_OPTIONAL)
     whole = file.message_type.add(name="LabelMap")
-    whole.field.add(
-        name="item", number=1, type=field.TYPE_MESSAGE, type_name=".tfdet.Item", label=field.LABEL_REPEATED
-    )
+    whole.field.add(name="item", number=1, type=field.TYPE_MESSAGE, type_name=".tfdet.Item", label=field.LABEL_REPEATED)
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("tfdet.LabelMap"))()

@@ -26,9 +26,11 @@ def training_batches(dataset, detector, batch_size, seed=0, cache=False, start_s
     """
     if len(dataset) < batch_size:
         raise ValueError(f"{dataset.name}: {len(dataset)} images do not fill one batch of {batch_size}")
-    examples = _annotations(dataset)
+    look_up = _annotations(dataset)
+    # What is shuffled, as a whole, are numbers: little memory and no wait, however many images there are.
+    examples = tf.data.Dataset.range(len(dataset))
     if cache:
-        examples = _map(examples, _decode).cache()
+        examples = _map(examples, lambda i: _decode(look_up(i))).cache()
     seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
     order = examples.shuffle(len(dataset), seed=seed, reshuffle_each_iteration=True)
     stream = tf.data.Dataset.zip(order, seeds)
@@ -38,7 +40,7 @@ def training_batches(dataset, detector, batch_size, seed=0, cache=False, start_s
         stream = stream.take(per_epoch).repeat().skip(start_step * batch_size)
 
     def encode(example, seed):
-        example = example if cache else _decode(example)
+        example = example if cache else _decode(look_up(example))
         kept = ~example["crowd"]
         boxes, labels = example["boxes"][kept], example["labels"][kept]
         image, boxes, labels = detector.augmentation(example["image"], boxes, labels, tf.stack([seed, 0]))
@@ -50,14 +52,16 @@ def training_batches(dataset, detector, batch_size, seed=0, cache=False, start_s
 def validation_batches(dataset, detector, batch_size):
     """Batches for `detector.evaluate` and the validation loss: in order, resized, not augmented, none left out."""
 
-    def encode(example):
-        example = _decode(example)
+    look_up = _annotations(dataset)
+
+    def encode(i):
+        example = _decode(look_up(i))
         height, width, _ = tf.unstack(tf.shape(example["image"]))
         kept = ~example["crowd"]
         boxes = example["boxes"][kept] * detector.resizer.scale(height, width)
         return detector.resizer(example["image"]), detector.encoder(boxes, example["labels"][kept])
 
-    return _batched(_map(_annotations(dataset), encode), batch_size)
+    return _batched(_map(tf.data.Dataset.range(len(dataset)), encode), batch_size)
 
 
 def prediction_batches(images, detector, batch_size):
@@ -67,12 +71,14 @@ def prediction_batches(images, detector, batch_size):
         images: paths, `Record`s, or encoded images as bytes.
     """
 
-    def resize(source):
-        image = decode(read(source))
+    source = _sources(images)
+
+    def resize(i):
+        image = decode(read(source(i)))
         height, width, _ = tf.unstack(tf.shape(image))
         return {"images": detector.resizer(image), "scale": detector.resizer.scale(height, width)}
 
-    return _batched(_map(_sources(images), resize), batch_size)
+    return _batched(_map(tf.data.Dataset.range(len(images)), resize), batch_size)
 
 
 def read(source):
@@ -86,13 +92,13 @@ def read(source):
 
 
 def _sources(images):
-    return tf.data.Dataset.from_tensor_slices(
-        {
-            "path": [_path(image) for image in images],
-            "offset": [image.offset if isinstance(image, Record) else -1 for image in images],
-            "bytes": [image if isinstance(image, bytes) else b"" for image in images],
-        }
-    )
+    """A function: the number of an image, a scalar tensor -> what `read` takes."""
+    columns = {
+        "path": tf.constant([_path(image) for image in images]),
+        "offset": tf.constant([image.offset if isinstance(image, Record) else -1 for image in images], tf.int64),
+        "bytes": tf.constant([image if isinstance(image, bytes) else b"" for image in images]),
+    }
+    return lambda i: {name: column[i] for name, column in columns.items()}
 
 
 def _path(image):
@@ -100,7 +106,7 @@ def _path(image):
 
 
 def _annotations(dataset):
-    """The data set as tensors, without a decoded image: small enough to shuffle as a whole."""
+    """A function: the number of an image, a scalar tensor -> its source, boxes, labels and crowd."""
 
     def rows(name, dtype):
         values = [getattr(example, name) for example in dataset.examples]
@@ -108,9 +114,8 @@ def _annotations(dataset):
         return tf.RaggedTensor.from_row_lengths(tf.constant(np.concatenate(values), dtype), lengths)
 
     boxes = {"boxes": rows("boxes", tf.float32), "labels": rows("labels", tf.int32), "crowd": rows("crowd", tf.bool)}
-    boxes = tf.data.Dataset.from_tensor_slices(boxes)
-    sources = _sources([example.image for example in dataset.examples])
-    return tf.data.Dataset.zip(sources, boxes).map(lambda source, boxes: {"source": source, **boxes})
+    source = _sources([example.image for example in dataset.examples])
+    return lambda i: {"source": source(i), **{name: column[i] for name, column in boxes.items()}}
 
 
 def _decode(example):

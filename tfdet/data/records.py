@@ -26,7 +26,7 @@ def read_record(path, offset):
         tf.errors.DataLossError: a checksum is wrong, or the file ends before the record does.
     """
     # tf.data.TFRecordDataset has no byte_offsets yet, the op beneath it has. (FixedLengthRecordDataset has them as
-    # header_bytes, but reads through these, which takes 16 times as long in shards of 15 MB.) No buffer: it would
+    # header_bytes, but reads through these, which takes 20 times as long in shards of 15 MB.) No buffer: it would
     # read on into records that nobody wants.
     rest = tf.raw_ops.TFRecordDatasetV2(filenames=[path], compression_type="", buffer_size=0, byte_offsets=[offset])
     rest = tf.data.experimental.from_variant(rest, tf.TensorSpec([], tf.string))

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from rich.progress import track
 
 from tfdet.data.images import EXIF, HEAD, decoded_sizes, orientation
-from tfdet.errors import DataError
+from tfdet.errors import DataError, one_line
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF")  # what `decode` decodes
 
@@ -40,13 +40,9 @@ class Problems:
 
     def report(self, line, clipped=False):
         """Raises DataError with a hint, or keeps the line. The caller leaves the thing out (or has clipped it)."""
-        line = line.replace("\n", "\\n").replace("\r", "\\r")
-        line = line.encode(
-            "utf-8", "backslashreplace"
-        ).decode()  # JSON may hold half a character, which cannot be printed
         if self.on_error == "raise":
             raise DataError(f'{line} (on_error="skip" {"clips it" if clipped else "leaves it out"})')
-        self.lines.append(f"{line}: clipped" if clipped else line)
+        self.lines.append(one_line(f"{line}: clipped" if clipped else line))
 
 
 def quoted(value):
@@ -101,7 +97,7 @@ def _read_header(image):
         head = file.read(HEAD)
         file.seek(0)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # nothing is decompressed here
+            warnings.simplefilter("ignore")  # Pillow's: of a large image, of EXIF that it does not understand
             with Image.open(file, formats=FORMATS) as opened:
                 size = opened.size
     return size, int(orientation(head)) if EXIF in head else 1
@@ -119,7 +115,7 @@ def without_unreadable(dataset):
             examples.append(example)
         else:
             fault = size if isinstance(size, str) else f"decodes to {size[0]}x{size[1]} pixels, not as its header says"
-            lines.append(unreadable(example.image_id, example.image, fault))
+            lines.append(one_line(unreadable(example.image_id, example.image, fault)))
     return dataclasses.replace(dataset, examples=tuple(examples), skipped=(*dataset.skipped, *lines))
 
 

@@ -1,0 +1,184 @@
+"""Whatever the bytes of a data set are: only tfdet's own errors, each in one line, and nothing bad is kept."""
+
+import copy
+import io
+import json
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tfdet.data import load_dataset, split_names
+from tfdet.data.images import load_image
+from tfdet.errors import TfdetError
+
+few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def encode(mode, format, **options):
+    file = io.BytesIO()
+    Image.effect_noise((24, 18), 90).convert("RGB").convert(mode).save(file, format, **options)
+    return file.getvalue()
+
+
+TURNED = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+IMAGES = [
+    encode("RGB", "JPEG"),
+    encode("RGB", "JPEG", exif=TURNED),
+    encode("RGB", "JPEG", progressive=True),
+    encode("CMYK", "JPEG"),
+    encode("RGBA", "PNG"),
+    encode("P", "PNG"),
+    encode("L", "BMP"),
+    encode("P", "BMP"),
+    encode("RGB", "GIF"),
+]
+XML = """<annotation><filename>a.png</filename><size><width>64</width><height>48</height><depth>3</depth></size>
+<object><name>cat</name><difficult>0</difficult><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>30</xmax><ymax>40</ymax></bndbox>
+</object></annotation>"""
+CSV = "path,x1,y1,x2,y2,label,split\na.png,1,2,30,40,cat,train\na.png,5,5,9,9,dog,train\nb.png,,,,,,train\n"
+COCO = {
+    "images": [
+        {"id": 1, "file_name": "a.png", "width": 64, "height": 48},
+        {"id": 2, "file_name": "b.png", "width": 64, "height": 48},
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 2, 10, 20], "area": 120.5, "iscrowd": 0},
+        {"id": 2, "image_id": 2, "category_id": 5, "bbox": [0, 0, 64, 48], "area": 3000, "iscrowd": 1},
+    ],
+    "categories": [{"id": 3, "name": "cat"}, {"id": 5, "name": "dog"}],
+}
+
+
+@st.composite
+def damaged(draw, content):
+    """Bytes with some of them replaced, left out, repeated or put in, and perhaps cut off."""
+    content = bytearray(content)
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(content)))
+        to = min(len(content), at + draw(st.integers(0, 12)))
+        new = draw(st.binary(max_size=12) | st.just(bytes(content[at:to]) * 2))
+        content[at:to] = new
+    end = draw(st.just(len(content)) | st.integers(0, len(content)))
+    return bytes(content[:end])
+
+
+numbers = st.integers() | st.floats() | st.sampled_from([0, -1, 1e300, 2**31, 2**63, 10**400])
+leaves = st.none() | st.booleans() | numbers | st.text(max_size=6)
+values = st.recursive(leaves, lambda v: st.lists(v, max_size=4) | st.dictionaries(st.text(max_size=4), v, max_size=3))
+
+
+@st.composite
+def changed_json(draw):
+    """COCO's JSON with some values replaced or left out."""
+    content = copy.deepcopy(COCO)
+    for _ in range(draw(st.integers(1, 3))):
+        place = content
+        while True:
+            keys = sorted(place) if isinstance(place, dict) else range(len(place))
+            if not keys:
+                break
+            key = draw(st.sampled_from(keys))
+            if isinstance(place[key], (dict, list)) and place[key] and draw(st.integers(0, 3)):
+                place = place[key]
+                continue
+            if draw(st.booleans()):
+                place[key] = draw(values)
+            else:
+                del place[key]
+            break
+    return json.dumps(content).encode()
+
+
+@st.composite
+def changed_text(draw, text, separators):
+    """A text with some of what stands between separators replaced."""
+    parts = []
+    for character in text:
+        if character in separators or not parts or parts[-1] in separators:
+            parts.append(character)
+        else:
+            parts[-1] += character
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, len(parts) - 1))
+        parts[at] = draw(numbers.map(str) | st.text(max_size=6) | st.sampled_from(parts))
+    return "".join(parts).encode("utf-8", "surrogatepass")
+
+
+def load(spec):
+    """Load all splits in both ways."""
+    try:
+        splits = split_names(spec)
+    except TfdetError as error:
+        check_line(str(error))
+        splits = ["train"]
+    for split in splits:
+        for on_error in ("raise", "skip"):
+            try:
+                dataset = load_dataset(spec, split, on_error)
+            except TfdetError as error:
+                check_line(str(error))
+                continue
+            for line in dataset.skipped:
+                check_line(line)
+            for example in dataset.examples:
+                check_example(example, dataset.num_classes, decoded=on_error == "skip")
+
+
+def check_line(line):
+    assert line.isprintable()
+
+
+def check_example(example, num_classes, decoded):
+    size = (example.width, example.height) * 2
+    assert np.isfinite(example.boxes).all()
+    assert ((example.boxes >= 0) & (example.boxes <= size)).all()
+    assert ((example.boxes[:, 2:] - example.boxes[:, :2]).prod(axis=1) > 0).all()
+    assert ((example.labels >= 0) & (example.labels < num_classes)).all()
+    if decoded:
+        assert load_image(example.image).shape == (example.height, example.width, 3)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for part in (".", "images", "VOC/JPEGImages"):
+        (tmp_path / part).mkdir(parents=True, exist_ok=True)
+        for name in ("a.png", "b.png"):
+            Image.new("RGB", (64, 48)).save(tmp_path / part / name)
+    (tmp_path / "VOC" / "Annotations").mkdir()
+    (tmp_path / "VOC" / "ImageSets" / "Main").mkdir(parents=True)
+    (tmp_path / "VOC" / "ImageSets" / "Main" / "train.txt").write_text("a\n")
+    (tmp_path / "annotations").mkdir()
+    return tmp_path
+
+
+@few
+@given(st.lists(st.sampled_from(IMAGES).flatmap(damaged), min_size=4, max_size=4))
+def test_damaged_images(folder, images):
+    for number, content in enumerate(images):
+        (folder / f"{number}.jpg").write_bytes(content)
+    (folder / "boxes.csv").write_text("".join(f"{number}.jpg,1,2,9,9,cat,train\n" for number in range(len(images))))
+    load(f"csv:{folder / 'boxes.csv'}")
+
+
+@few
+@given(changed_json() | damaged(json.dumps(COCO).encode()))
+def test_damaged_json(folder, content):
+    (folder / "annotations" / "instances_train.json").write_bytes(content)
+    load(f"coco:{folder}")
+
+
+@few
+@given(changed_text(XML, "<>") | damaged(XML.encode()))
+def test_damaged_xml(folder, content):
+    (folder / "VOC" / "Annotations" / "a.xml").write_bytes(content)
+    load(f"voc:{folder / 'VOC'}")
+
+
+@few
+@given(changed_text(CSV, ",\n") | damaged(CSV.encode()))
+def test_damaged_csv(folder, content):
+    (folder / "boxes.csv").write_bytes(content)
+    load(f"csv:{folder / 'boxes.csv'}")
