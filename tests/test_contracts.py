@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 import tfdet
-from tfdet.data.pipeline import load_image
+from tfdet.data.images import load_image
 
 
 class Row(NamedTuple):

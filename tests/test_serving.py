@@ -9,7 +9,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from tfdet import serving
-from tfdet.data.pipeline import load_image
+from tfdet.data.images import load_image
 
 
 @pytest.fixture(scope="module")

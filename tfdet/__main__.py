@@ -16,7 +16,7 @@ from rich.table import Table
 from tfdet import checking, client, commandline, drawing, evaluation, inference, serving
 from tfdet.data import load_dataset, split_names
 from tfdet.data.convert import write_shards
-from tfdet.data.pipeline import load_image
+from tfdet.data.images import load_image
 from tfdet.detectors.base import Detector
 from tfdet.errors import TfdetError
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from tfdet import drawing
 from tfdet.data import Dataset, load_dataset, split_names
-from tfdet.data.pipeline import load_image
+from tfdet.data.images import load_image
 from tfdet.data.records import encoded
 from tfdet.errors import DataError, one_line
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import keras
 
 from tfdet import drawing, evaluation, inference, serving
-from tfdet.data import pipeline
+from tfdet.data.images import load_image
 from tfdet.errors import TfdetError
 
 
@@ -118,7 +118,7 @@ def report(model, test, folder, examples=8):
     figures = evaluation.evaluate(model, test)
     (folder / "evaluation.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     shown = dataclasses.replace(test, examples=test.examples[:examples])
-    images = [pipeline.load_image(example.image) for example in shown.examples]
+    images = [load_image(example.image) for example in shown.examples]
     found = inference.detect(model, shown)
     picture = drawing.truth_and_predictions(images, shown.examples, found, test.class_names)
     picture.save(folder / "predictions.png")

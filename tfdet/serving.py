@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from tfdet.data.pipeline import decode
+from tfdet.data.images import decode
 
 # Sizes of the warm-up batches: those that the README's batching settings allow.
 BATCH_SIZES = (1, 2, 4, 8)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from tfdet.data import Dataset, convert, load_dataset, pipeline
 from tfdet.data.convert import write_shards
+from tfdet.data.images import load_image
 from tfdet.data.records import encoded
 from tfdet.data.shapes import draw_example
 from tfdet.data.tfrecord import FEATURES
@@ -148,7 +149,7 @@ def test_images_that_the_api_does_not_know_become_png(drawn, tmp_path):
     write_shards(dataclasses.replace(drawn, examples=(one,)), tmp_path, "train")
     (example,) = load_dataset(f"tfrecord:{tmp_path}").examples
     assert encoded(example.image).startswith(b"\x89PNG")
-    np.testing.assert_array_equal(pipeline.load_image(example.image), pixels)
+    np.testing.assert_array_equal(load_image(example.image), pixels)
 
 
 def test_an_image_that_cannot_be_read_is_named(drawn, tmp_path):

@@ -10,6 +10,7 @@ from PIL import Image
 from tfdet import inference
 from tfdet.data import pipeline
 from tfdet.data.dataset import Dataset, Example
+from tfdet.data.images import decode, load_image
 from tfdet.data.transforms import SSDAugmentation
 from tfdet.detectors.base import Detector
 from tfdet.errors import TfdetError
@@ -303,7 +304,7 @@ ENCODED = {
 
 @pytest.mark.parametrize(("encoded", "expected"), ENCODED.values(), ids=ENCODED)
 def test_decode(encoded, expected):
-    image = pipeline.decode(encoded)
+    image = decode(encoded)
     assert image.dtype == tf.uint8
     np.testing.assert_array_equal(image, expected)
 
@@ -312,20 +313,20 @@ def test_decode(encoded, expected):
 def test_decode_jpeg(mode):
     pixels = np.full((5, 7, 3), (200, 100, 50), np.uint8) if mode == "RGB" else np.full((5, 7), 100, np.uint8)
     expected = np.broadcast_to(pixels if mode == "RGB" else pixels[..., None], (5, 7, 3)).astype(int)
-    np.testing.assert_allclose(pipeline.decode(encode(pixels, format="JPEG", quality=95)), expected, atol=3)
+    np.testing.assert_allclose(decode(encode(pixels, format="JPEG", quality=95)), expected, atol=3)
 
 
 def test_decode_takes_the_first_frame_of_a_gif():
     frames = [Image.fromarray(np.full((5, 7, 3), grey, np.uint8)) for grey in (40, 200)]
     file = io.BytesIO()
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
-    np.testing.assert_array_equal(pipeline.decode(file.getvalue()), np.full((5, 7, 3), 40))
+    np.testing.assert_array_equal(decode(file.getvalue()), np.full((5, 7, 3), 40))
 
 
 def test_load_image_takes_a_path_or_bytes(tmp_path):
     path = Path(tmp_path, "image.png")
     path.write_bytes(encode(COLOUR))
     for source in (str(path), encode(COLOUR)):
-        image = pipeline.load_image(source)
+        image = load_image(source)
         assert isinstance(image, np.ndarray)
         np.testing.assert_array_equal(image, COLOUR)

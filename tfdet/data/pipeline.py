@@ -3,10 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
-from tfdet.data.images import decode, load_image
+from tfdet.data.images import decode
 from tfdet.data.records import Record, read_image
-
-__all__ = ["decode", "load_image", "prediction_batches", "read", "training_batches", "validation_batches"]
 
 
 def training_batches(dataset, detector, batch_size, seed=0, cache=False, start_step=None):

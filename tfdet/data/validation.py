@@ -12,6 +12,7 @@ import sys
 import warnings
 
 import numpy as np
+import tensorflow as tf
 from PIL import Image, UnidentifiedImageError
 from rich.progress import track
 
@@ -100,7 +101,11 @@ def _read_header(image):
             warnings.simplefilter("ignore")  # Pillow's: of a large image, of EXIF that it does not understand
             with Image.open(file, formats=FORMATS) as opened:
                 size = opened.size
-    return size, int(orientation(head)) if EXIF in head else 1
+    return size, int(_orientation(head)) if EXIF in head else 1
+
+
+# Ten times as fast as op by op.
+_orientation = tf.function(orientation, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 
 
 def without_unreadable(dataset):
