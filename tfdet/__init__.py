@@ -1,5 +1,10 @@
 """Object detectors in TensorFlow and Keras 3: the public names, nothing else."""
 
+import os
+
+# Before TensorFlow is imported: its notices would bury the one line that a person needs. Errors still show.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
 from tfdet import anchors, assigners, backbones, boxes, coders, drawing, losses, nms, samplers
 from tfdet.data import load_dataset
 from tfdet.data.pipeline import training_batches, validation_batches

@@ -26,14 +26,15 @@ COCO = {**PAPER, "priors": "coco", "steps": 400_000, "drops": (280_000, 360_000)
         ("shapes", {"backbone": "vgg_slim", "backbone_weights": "none", "priors": "voc", "drops": ()}),
         ("voc:VOCdevkit/VOC2007", VOC),
         ("coco:coco", COCO),
-        ("csv:boxes.csv", VOC),
+        ("csv:boxes.csv", {"backbone": "mobilenet_v2", "backbone_weights": "imagenet", "epochs": 40, "drops": ()}),
     ],
 )
 def test_what_is_not_given_follows_from_the_data(data, expected):
     settings = ssd300.resolve(ssd300.Settings(data=data))
     assert {name: getattr(settings, name) for name in expected} == expected
     assert settings.weight_decay == 5e-4
-    optional = {"config", "output", "resume", "test_split", "epochs", "weights"}
+    assert (settings.steps is None) != (settings.epochs is None)
+    optional = {"config", "output", "resume", "test_split", "steps", "epochs", "weights"}
     assert {key for key, value in dataclasses.asdict(settings).items() if value is None} <= optional
 
 
@@ -44,6 +45,14 @@ def test_what_is_given_is_kept(data):
     given = commandline.parse(ssd300.Settings, ["--data", data, *flags.split()])
     assert given.drops == () and given.weight_decay == given.warmup_steps == 0  # false, but given
     assert ssd300.resolve(given) == given
+
+
+@pytest.mark.parametrize("data", ["shapes", "voc:a", "csv:a"])
+def test_epochs_and_steps_replace_each_other(data):
+    settings = ssd300.resolve(ssd300.Settings(data=data, epochs=3))
+    assert (settings.epochs, settings.steps) == (3, None)
+    settings = ssd300.resolve(ssd300.Settings(data=data, steps=3))
+    assert (settings.epochs, settings.steps) == (None, 3)
 
 
 @pytest.fixture(scope="module")
