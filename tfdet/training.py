@@ -138,4 +138,5 @@ def fit(model, train, val, settings, folder):
             ids = [example.image_id for example in train.examples]
             raise_unreadable(ids, images, ' (on_error="skip" leaves it out)')
             raise
-    drawing.curves(runs.read_history(folder), folder / "curves.png")
+    if history := runs.read_history(folder):
+        drawing.curves(history, folder / "curves.png")

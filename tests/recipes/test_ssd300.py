@@ -158,3 +158,10 @@ def test_a_script_of_ones_own(table, tmp_path):
     assert [one.image_id for one in found] == [str(path) for path in paths]
     picture = tfdet.drawing.draw_boxes(Image.open(paths[0]), found[0].boxes, found[0].labels, model.class_names)
     assert picture.size == Image.open(paths[0]).size
+
+
+def test_no_epochs_only_evaluate(table, tmp_path):
+    ssd300.main(["--data", f"csv:{table}", *FLAGS, "--epochs", "0", "--output", str(tmp_path / "run")])
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {"settings.toml", "best.keras", "evaluation.json", "predictions.png", "export"}
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["images"] == 2
