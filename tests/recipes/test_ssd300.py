@@ -3,6 +3,7 @@ import csv
 import dataclasses
 import io
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -120,6 +121,24 @@ def test_its_models_can_be_used(run, table):
     alone = tfdet.detect_files(best, [table.parent / "6.jpg"])[0]
     assert int(found["num_detections"][0]) == len(alone.scores)
     np.testing.assert_allclose(found["scores"][0, : len(alone.scores)], alone.scores, atol=1e-5)
+
+
+def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(run, tmp_path):
+    whole, _ = run
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    (cut / "checkpoints" / "epoch-00002.keras").unlink()
+    # What a kill in the middle of saving leaves is not taken for a checkpoint.
+    (cut / "checkpoints" / ".unfinished-epoch-00002.keras").write_bytes(b"half of one")
+    ssd300.main(["--resume", str(cut)])
+
+    first, second = (keras.models.load_model(f / "checkpoints" / "epoch-00002.keras") for f in (whole, cut))
+    assert int(second.optimizer.iterations) == 6
+    for a, b in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+    for a, b in zip(first.optimizer.variables, second.optimizer.variables, strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=0, atol=1e-6)
+    assert (cut / "history.csv").read_bytes() == (whole / "history.csv").read_bytes()
 
 
 def test_it_says_how_good_where_and_what_next(run):

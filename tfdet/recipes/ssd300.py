@@ -103,9 +103,11 @@ def train(settings):
         training.decay_weights(model, settings.weight_decay)
     folder = Path(settings.resume) if settings.resume else runs.create_folder(settings, "ssd300")
     training.fit(model, train, val, settings, folder)
-    if settings.epochs == 0:
+    if settings.epochs:
+        model = keras.models.load_model(folder / "best.keras")
+    else:
         model.save(folder / "best.keras")  # as it came
-    figures = runs.report(keras.models.load_model(folder / "best.keras"), test, folder)
+    figures = runs.report(model, test, folder)
     runs.say_what_was_made(settings, "ssd300", test, figures, folder)
     return folder
 
