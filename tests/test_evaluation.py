@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import math
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -16,9 +15,6 @@ from tfdet import evaluation, inference
 from tfdet.data.dataset import Dataset, Example
 from tfdet.errors import DataError
 from tfdet.inference import Detections
-
-TINY_COCO = Path(__file__).parents[2] / "shared/data/tiny_coco/annotations/instances_val2017.json"
-needs_tiny_coco = pytest.mark.skipif(not TINY_COCO.exists(), reason=f"{TINY_COCO} is absent")
 
 
 def example(image_id, boxes, labels, difficult=(), crowd=(), areas=None, size=(200, 200)):
@@ -53,9 +49,15 @@ def found(image_id, *boxes_scores_labels):
 # ---------------------------------------------------------------------------------------------------------- COCO
 
 
-def read_tiny_coco():
-    """The raw JSON as a Dataset, by the few lines that this test needs, so that no reader is trusted."""
-    raw = json.loads(TINY_COCO.read_text())
+@pytest.fixture
+def tiny_coco_file(shared_data):
+    return shared_data / "tiny_coco" / "annotations" / "instances_val2017.json"
+
+
+@pytest.fixture
+def tiny_coco(tiny_coco_file):
+    """The raw JSON as a Dataset, by the few lines that these tests need, so that no reader is trusted."""
+    raw = json.loads(tiny_coco_file.read_text())
     ids = tuple(sorted(category["id"] for category in raw["categories"]))
     names = {category["id"]: category["name"] for category in raw["categories"]}
     examples = []
@@ -67,7 +69,7 @@ def read_tiny_coco():
         crowd = [i for i, a in enumerate(rows) if a["iscrowd"]]
         size = (image["height"], image["width"])
         examples.append(example(image["id"], boxes, labels, crowd=crowd, areas=areas, size=size))
-    return raw, Dataset("tiny_coco val", tuple(names[i] for i in ids), ids, tuple(examples))
+    return Dataset("tiny_coco val", tuple(names[i] for i in ids), ids, tuple(examples))
 
 
 def perturbed(data, rng, ids=lambda image_id: image_id):
@@ -95,9 +97,8 @@ def pycocotools_run(annotation_file, results):
     return run
 
 
-@needs_tiny_coco
-def test_same_figures_as_pycocotools_on_the_original_file(tmp_path, capsys):
-    raw, data = read_tiny_coco()
+def test_same_figures_as_pycocotools_on_the_original_file(tiny_coco, tiny_coco_file, tmp_path, capsys):
+    data = tiny_coco
     detections = perturbed(data, np.random.default_rng(0))
     rows = []
     for d in detections:
@@ -105,7 +106,7 @@ def test_same_figures_as_pycocotools_on_the_original_file(tmp_path, capsys):
             category_id = data.category_ids[label]
             bbox = [x1, y1, x2 - x1, y2 - y1]
             rows.append({"image_id": d.image_id, "category_id": category_id, "bbox": bbox, "score": score})
-    run = pycocotools_run(str(TINY_COCO), rows)
+    run = pycocotools_run(str(tiny_coco_file), rows)
     expected = dict(zip(evaluation.COCO_FIGURES, run.stats.tolist(), strict=True))
 
     # The order in which the detections come must not matter, though scores tie.
@@ -130,12 +131,12 @@ def test_same_figures_as_pycocotools_on_the_original_file(tmp_path, capsys):
     evaluation.save_coco_results(results, data, detections)
     run = pycocotools_run(str(truth), str(results))
     assert run.stats.tolist() == pytest.approx(list(expected.values()), abs=1e-3)
-    assert len(evaluation.coco_ground_truth(data)["annotations"]) == len(raw["annotations"])
+    written = json.loads(tiny_coco_file.read_text())["annotations"]
+    assert len(evaluation.coco_ground_truth(data)["annotations"]) == len(written)
 
 
-@needs_tiny_coco
-def test_string_image_ids_give_the_same_figures():
-    _, data = read_tiny_coco()
+def test_string_image_ids_give_the_same_figures(tiny_coco):
+    data = tiny_coco
     detections = perturbed(data, np.random.default_rng(1))
     expected = evaluation.coco_figures(data, detections)
     renamed = [Example(**{**vars(e), "image_id": f"{e.image_id:012d}"}) for e in data.examples]
@@ -145,9 +146,9 @@ def test_string_image_ids_give_the_same_figures():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_fast_evaluator_gives_the_same_figures(monkeypatch, seed):
+def test_the_fast_evaluator_gives_the_same_figures(tiny_coco, monkeypatch, seed):
     pytest.importorskip("hotcoco", reason="the extra fast-eval is not installed")
-    _, data = read_tiny_coco()
+    data = tiny_coco
     detections = perturbed(data, np.random.default_rng(seed)) if seed else []
     fast = evaluation.coco_average_precision(data, detections)
     monkeypatch.setattr(evaluation, "hotcoco", None)
@@ -336,10 +337,9 @@ def devkit_average_precision(data, detections, label, eleven_point):
     return sum((recall[i] - recall[i - 1]) * precision[i] for i in range(1, len(recall)))
 
 
-@needs_tiny_coco
 @pytest.mark.parametrize("eleven_point", [True, False])
-def test_voc_average_precision_is_the_devkits(eleven_point):
-    _, data = read_tiny_coco()
+def test_voc_average_precision_is_the_devkits(tiny_coco, eleven_point):
+    data = tiny_coco
     rng = np.random.default_rng(2)
     hard = [Example(**{**vars(e), "difficult": rng.random(len(e.labels)) < 0.2}) for e in data.examples]
     data = Dataset(data.name, data.class_names, data.category_ids, tuple(hard))
