@@ -158,6 +158,40 @@ def test_the_fast_evaluator_gives_the_same_figures(tiny_coco, monkeypatch, seed)
         assert fast.per_class[name] == pytest.approx(figures, abs=1e-9, nan_ok=True)
 
 
+@pytest.fixture
+def awkward():
+    """Names for image ids, unsorted like the category ids; crowds, difficult objects, areas that are not the boxes'."""
+    rng = np.random.default_rng(3)
+    examples = []
+    for name in rng.permutation([f"image {i}" for i in range(60)]).tolist():
+        count = rng.integers(0, 8)
+        corners, sizes = rng.uniform(0, 100, (count, 2)), rng.uniform(5, 180, (count, 2))
+        boxes, labels = np.concatenate([corners, corners + sizes], axis=1), rng.integers(0, 3, count)
+        crowd, difficult = (np.flatnonzero(rng.random(count) < 0.15) for _ in range(2))
+        areas = sizes.prod(axis=1) * rng.uniform(0.2, 1, count)
+        examples.append(example(name, boxes, labels, difficult, crowd, areas, size=(300, 300)))
+    return dataset(*examples, names=("cat", "dog", "cow"), ids=(9, 2, 5))
+
+
+@pytest.mark.parametrize("evaluator", ["hotcoco", "pycocotools"])
+def test_same_figures_as_pycocotools_on_what_we_write(awkward, tmp_path, monkeypatch, evaluator):
+    if evaluator == "hotcoco":
+        pytest.importorskip("hotcoco", reason="the extra fast-eval is not installed")
+    else:
+        monkeypatch.setattr(evaluation, "hotcoco", None)
+    detections = perturbed(awkward, np.random.default_rng(4))
+    file = tmp_path / "truth.json"
+    file.write_text(json.dumps(evaluation.coco_ground_truth(awkward)))
+    run = pycocotools_run(str(file), evaluation.coco_results(awkward, detections))
+
+    result = evaluation.coco_average_precision(awkward, detections[::-1])
+    assert list(result.figures.values()) == pytest.approx(run.stats.tolist(), abs=1e-9)
+    assert all(0.2 < value < 0.8 for value in result.figures.values())
+    assert run.params.catIds == [2, 5, 9]
+    for k, name in enumerate(("dog", "cow", "cat")):
+        assert result.per_class[name]["AP"] == pytest.approx(np.mean(run.eval["precision"][:, :, k, 0, 2]), abs=1e-9)
+
+
 def test_coco_ground_truth_and_results():
     data = dataset(example("a", [[10, 20, 40, 60], [0, 0, 5, 5]], [1, 0], difficult=[1], areas=[700, 20]), ids=(7, 9))
     truth = evaluation.coco_ground_truth(data)
@@ -300,6 +334,8 @@ def test_voc_classes_do_not_mix():
 def test_voc_iou_threshold():
     data, detections = dataset(cats(A)), [cats_found((LESS_THAN_HALF_OF_A, 0.9))]
     assert evaluation.voc_average_precision(data, detections, iou_threshold=0.4)["cat"] == 1.0
+    # Even at 0, what overlaps nothing finds nothing.
+    assert evaluation.voc_average_precision(data, [cats_found((FAR, 0.9))], iou_threshold=0)["cat"] == 0.0
 
 
 def devkit_average_precision(data, detections, label, eleven_point):

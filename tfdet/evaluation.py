@@ -49,27 +49,16 @@ def coco_ground_truth(dataset: Dataset) -> dict:
     COCO has no difficult objects. They become `iscrowd` = 1, which comes nearest: finding one is no mistake and missing
     one is no loss. (Nearest only: COCO divides the intersection with a crowd by the area of the detection alone.)
 
-    Image and category ids are the data set's own; `area` is `Example.areas`. Annotations are numbered from 1, because
-    pycocotools takes a match with annotation 0 for no match.
+    Image and category ids are the data set's own; `area` is `Example.areas`.
     """
-    images, annotations = [], []
+    images = []
     for example in dataset.examples:
         file = os.path.basename(example.image) if isinstance(example.image, str) else str(example.image_id)
         images.append({"id": example.image_id, "file_name": file, "height": example.height, "width": example.width})
-        columns = (_xywh(example.boxes), example.labels, example.areas, example.crowd | example.difficult)
-        for bbox, label, area, iscrowd in zip(*(column.tolist() for column in columns), strict=True):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": example.image_id,
-                    "category_id": dataset.category_ids[label],
-                    "bbox": bbox,
-                    "area": area,
-                    "iscrowd": int(iscrowd),
-                }
-            )
     pairs = zip(dataset.category_ids, dataset.class_names, strict=True)
     categories = [{"id": category_id, "name": name} for category_id, name in pairs]
+    image_ids = [example.image_id for example in dataset.examples]
+    annotations = _annotations(_objects(dataset), image_ids, dataset.category_ids)
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
@@ -79,13 +68,17 @@ def coco_results(dataset: Dataset, detections: Sequence[Detections]) -> list[dic
     Raises:
         DataError: a detection names an image or a class that the data set does not have.
     """
-    results = []
-    for _, found in _in_order(dataset, detections):
-        columns = (_xywh(found.boxes), found.scores, found.labels)
-        for bbox, score, label in zip(*(column.tolist() for column in columns), strict=True):
-            category_id = dataset.category_ids[label]
-            results.append({"image_id": found.image_id, "category_id": category_id, "bbox": bbox, "score": score})
-    return results
+    found = _found(dataset, detections)
+    columns = (found.images, found.labels, found.boxes, found.scores)
+    return [
+        {
+            "image_id": dataset.examples[image].image_id,
+            "category_id": dataset.category_ids[label],
+            "bbox": bbox,
+            "score": score,
+        }
+        for image, label, bbox, score in zip(*(column.tolist() for column in columns), strict=True)
+    ]
 
 
 def save_coco_results(path, dataset: Dataset, detections: Sequence[Detections]) -> None:
@@ -118,11 +111,10 @@ def coco_average_precision(dataset: Dataset, detections: Sequence[Detections]) -
         run.evaluate()
         run.accumulate()
         run.summarize()
-    stats, categories = np.asarray(run.stats)[: len(COCO_FIGURES)], np.asarray(run.params.catIds)
+    stats = np.asarray(run.stats)[: len(COCO_FIGURES)]
     figures = np.where(stats < 0, np.nan, stats).tolist()
     precision = np.asarray(run.eval["precision"])[:, :, :, 0, -1]  # [IoU, recall, class]: all sizes, 100 found
     precision = np.where(precision < 0, np.nan, precision)
-    precision = precision[:, :, np.searchsorted(categories, dataset.category_ids)]  # from sorted ids to labels
     per_class = {
         name: {"AP": float(np.mean(precision[:, :, label])), "AP50": float(np.mean(precision[0, :, label]))}
         for label, name in enumerate(dataset.class_names)
@@ -158,30 +150,32 @@ def voc_average_precision(
     Raises:
         DataError: a detection names an image or a class that the data set does not have.
     """
-    scores, labels, overlaps, objects, object_labels, counts = _match(dataset, detections)
-    order = np.argsort(-scores, kind="stable")
-    labels, overlaps, objects = labels[order], overlaps[order], objects[order]
+    objects, found = _objects(dataset), _found(dataset, detections)
+    overlaps, matches = _match(objects, found)
+    order = np.argsort(-found.scores, kind="stable")
+    labels, overlaps, matches = found.labels[order], overlaps[order], matches[order]
 
     hit = overlaps >= iou_threshold
-    rewarded = np.flatnonzero(hit & counts[objects])
-    _, first = np.unique(objects[rewarded], return_index=True)  # of several that hit one object only the best is right
+    counts = ~np.append(objects.ignored, True)  # the last is for -1, which is no object
+    rewarded = np.flatnonzero(hit & counts[matches])
+    _, first = np.unique(matches[rewarded], return_index=True)  # of several that hit one object only the best is right
     right = np.zeros(len(labels), bool)
     right[rewarded[first]] = True
-    considered = ~hit | counts[objects]
+    considered = ~hit | counts[matches]
 
     average_precision = {}
     for label, name in enumerate(dataset.class_names):
-        total = np.count_nonzero(counts[:-1] & (object_labels == label))
+        total = np.count_nonzero(~objects.ignored & (objects.labels == label))
         of_class = right[considered & (labels == label)]
-        found = np.cumsum(of_class)
-        precision = found / np.arange(1, len(found) + 1)
+        true = np.cumsum(of_class)
+        precision = true / np.arange(1, len(true) + 1)
         # From each detection on, the best precision of any recall at least as high.
         precision = np.maximum.accumulate(precision[::-1])[::-1]
         if total == 0:
             average_precision[name] = math.nan
         elif eleven_point:
             # i / 10 and not i * 0.1, which is 0.30000000000000004 at 3 and would refuse a recall of exactly 3 in 10.
-            at = np.searchsorted(found / total, np.arange(11) / 10)
+            at = np.searchsorted(true / total, np.arange(11) / 10)
             average_precision[name] = float(np.sum(precision[at[at < len(precision)]]) / 11)
         else:
             average_precision[name] = float(np.sum(precision[of_class]) / total)  # recall grows by 1 / total at each
@@ -204,11 +198,10 @@ def evaluate(detector, dataset: Dataset, batch_size: int = 8, verbose: int = 0) 
         "VOC_AP_11point": voc_average_precision(dataset, detections),
         "VOC_AP_area": voc_average_precision(dataset, detections, eleven_point=False),
     }
-    objects = np.zeros(dataset.num_classes, np.int64)
-    for example in dataset.examples:
-        np.add.at(objects, example.labels[~(example.crowd | example.difficult)], 1)
+    objects = _objects(dataset)
+    counts = np.bincount(objects.labels[~objects.ignored], minlength=dataset.num_classes)
     per_class = {}
-    for name, count in zip(dataset.class_names, objects.tolist(), strict=True):
+    for name, count in zip(dataset.class_names, counts.tolist(), strict=True):
         figures = coco.per_class[name] | {kind: voc[kind][name] for kind in voc}
         per_class[name] = _without_nan(figures) | {"objects": count}
     means = {kind: _mean_of_defined(voc[kind].values()) for kind in voc}
@@ -225,16 +218,17 @@ class Evaluation(keras.callbacks.Callback):
     The first epoch of a `fit` is always evaluated, and epochs between two evaluations repeat the last figures: so the
     columns of a CSVLogger are complete, and ModelCheckpoint never sees a NaN that comes of not having looked yet
     (Keras takes a NaN in the first epoch for the best value for good). `EarlyStopping(patience=...)` counts epochs,
-    repeated ones too.
+    repeated ones too. A `fit` that goes on with an earlier one is given the `last` figures of that, {"AP": ...}, and
+    evaluates when it would have.
     """
 
-    def __init__(self, dataset: Dataset, every: int = 1, batch_size: int = 8):
+    def __init__(self, dataset: Dataset, every: int = 1, batch_size: int = 8, last: dict[str, float] | None = None):
         super().__init__()
-        self.dataset, self.every, self.batch_size = dataset, every, batch_size
+        self.dataset, self.every, self.batch_size, self.last = dataset, every, batch_size, last
         self.figures = None
 
     def on_train_begin(self, logs=None):
-        self.figures = None
+        self.figures = self.last
 
     def on_epoch_end(self, epoch, logs=None):
         if self.figures is None or (epoch + 1) % self.every == 0:
@@ -244,66 +238,139 @@ class Evaluation(keras.callbacks.Callback):
             logs.update({f"val_{name}": value for name, value in self.figures.items()})
 
 
-def _in_order(dataset, detections) -> list[tuple[int, Detections]]:
-    """The detections, checked, in the order of the data set's images, each with the index of its image."""
+class _Objects(NamedTuple):
+    """All M objects of a data set, image by image.
+
+    images [M]: the index of the image. boxes [M, 4]: xywh. labels [M]. areas [M]: `Example.areas`.
+    ignored [M]: bool, a crowd or difficult.
+    """
+
+    images: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    areas: np.ndarray
+    ignored: np.ndarray
+
+
+class _Found(NamedTuple):
+    """All D detections, in the order of the images and then as they were given.
+
+    images [D]: the index of the image in the data set. boxes [D, 4]: xywh. labels [D]. scores [D].
+    """
+
+    images: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+
+
+def _objects(dataset) -> _Objects:
+    examples = dataset.examples
+    return _Objects(
+        images=np.arange(len(examples)).repeat(_lengths(examples)),
+        boxes=_xywh(examples),
+        labels=_joined(examples, "labels", int),
+        areas=_joined(examples, "areas", float),
+        ignored=_joined(examples, "crowd", bool) | _joined(examples, "difficult", bool),
+    )
+
+
+def _found(dataset, detections) -> _Found:
+    """The detections as columns.
+
+    Raises:
+        DataError: as the public functions.
+    """
     index = {example.image_id: i for i, example in enumerate(dataset.examples)}
     if len(index) < len(dataset):
         raise DataError(f"{dataset.name}: two images have the same id, so detections cannot be told apart")
     for found in detections:
         if found.image_id not in index:
             raise DataError(f"{dataset.name}: detections for image {found.image_id!r}, which it does not have")
-        if wrong := set(found.labels.tolist()) - set(range(dataset.num_classes)):
-            raise DataError(f"{dataset.name}: image {found.image_id!r}: no class has the label {min(wrong)}")
-    return sorted(((index[found.image_id], found) for found in detections), key=lambda pair: pair[0])
+    detections = sorted(detections, key=lambda found: index[found.image_id])
+    images = np.array([index[found.image_id] for found in detections], int).repeat(_lengths(detections))
+    labels = _joined(detections, "labels", int)
+    wrong = np.flatnonzero((labels < 0) | (labels >= dataset.num_classes))
+    if len(wrong):
+        image_id, label = dataset.examples[images[wrong[0]]].image_id, labels[wrong[0]]
+        raise DataError(f"{dataset.name}: image {image_id!r}: no class has the label {label}")
+    return _Found(images, _xywh(detections), labels, _joined(detections, "scores", float))
 
 
-def _match(dataset, detections):
+def _lengths(things):
+    return np.array([len(thing.labels) for thing in things], int)
+
+
+def _joined(things, field, dtype, *shape):
+    """A field of all examples or of all detections as one array. (A float is float64: evaluators count in doubles.)"""
+    empty = np.zeros((0, *shape), dtype)  # without images there is nothing else to concatenate
+    return np.concatenate([empty, *(getattr(thing, field) for thing in things)])
+
+
+def _xywh(things):
+    boxes = _joined(things, "boxes", float, 4)
+    boxes[:, 2:] -= boxes[:, :2]  # differences of float32 are exact in float64
+    return boxes
+
+
+def _match(objects, found):
     """Each detection with the object of its class and image that it overlaps most.
 
     Returns:
-        Of the D detections: scores [D], labels [D], overlaps [D] (IoU, 0 where there is no such object), objects [D]
-        (index of the object, -1 for none). Of the M objects of all images: labels [M], and counts, bool [M + 1]:
-        neither difficult nor crowd, with False at the end for the object -1.
+        overlaps [D] (IoU, 0 where there is no such object) and matches [D] (index of the object, -1 for none).
     """
-    starts = np.cumsum([0] + [len(example.boxes) for example in dataset.examples])
-    # Each list starts with an empty array, so that there is something to concatenate and its type is known.
-    scores, labels, overlaps, objects = [np.zeros(0)], [np.zeros(0, int)], [np.zeros(0)], [np.zeros(0, int)]
-    for i, found in _in_order(dataset, detections):
-        example = dataset.examples[i]
-        best, index = np.zeros(len(found.boxes)), np.full(len(found.boxes), -1)
-        if len(found.boxes) and len(example.boxes):
-            iou = coco_mask.iou(_xywh(found.boxes), _xywh(example.boxes), [0] * len(example.boxes))
-            iou[found.labels[:, None] != example.labels] = 0
-            best, index = iou.max(axis=1), starts[i] + iou.argmax(axis=1)
-        scores.append(found.scores)
-        labels.append(found.labels)
-        overlaps.append(best)
-        objects.append(np.where(best > 0, index, -1))
-    object_labels = [np.zeros(0, int)] + [example.labels for example in dataset.examples]
-    counts = [~(example.crowd | example.difficult) for example in dataset.examples] + [np.array([False])]
-    return tuple(np.concatenate(column) for column in (scores, labels, overlaps, objects, object_labels, counts))
+    overlaps, matches = np.zeros(len(found.labels)), np.full(len(found.labels), -1)
+    images = np.intersect1d(objects.images, found.images)
+    start, end = (np.searchsorted(objects.images, images, side) for side in ("left", "right"))
+    first, last = (np.searchsorted(found.images, images, side) for side in ("left", "right"))
+    for i in range(len(images)):
+        here, there = slice(first[i], last[i]), slice(start[i], end[i])
+        iou = coco_mask.iou(found.boxes[here], objects.boxes[there], np.zeros(end[i] - start[i]))
+        iou[found.labels[here, None] != objects.labels[there]] = 0
+        overlaps[here] = iou.max(axis=1)
+        matches[here] = start[i] + iou.argmax(axis=1)
+    return overlaps, np.where(overlaps > 0, matches, -1)
 
 
 def _load(dataset, detections):
-    """Ground truth and detections as the evaluator's own objects, and its COCOeval."""
-    annotations = coco_ground_truth(dataset)
+    """Ground truth and detections as the evaluator's own objects, and its COCOeval. Labels are their category ids."""
     # Image ids may be strings; numbers in the order of the ids keep the order in which equal scores are counted.
-    number = {image_id: i for i, image_id in enumerate(sorted(image["id"] for image in annotations["images"]))}
-    for image in annotations["images"]:
-        image["id"] = number[image["id"]]
-    for annotation in annotations["annotations"]:
-        annotation["image_id"] = number[annotation["image_id"]]
-    results, categories = [np.zeros((0, 7))], np.asarray(dataset.category_ids)
-    for _, found in _in_order(dataset, detections):
-        image = np.full(len(found.boxes), number[found.image_id])
-        results.append(np.column_stack([image, _xywh(found.boxes), found.scores, categories[found.labels]]))
-    results = np.concatenate(results)
+    ids = [example.image_id for example in dataset.examples]
+    rank = {image_id: i for i, image_id in enumerate(sorted(ids))}
+    numbers = np.array([rank[image_id] for image_id in ids], int)
+
+    objects, found = _objects(dataset), _found(dataset, detections)
+    results = np.column_stack([numbers[found.images], found.boxes, found.scores, found.labels])
+    images = [{"id": i} for i in range(len(dataset))]
+    categories = [{"id": label, "name": name} for label, name in enumerate(dataset.class_names)]
     if hotcoco is not None:
-        truth = hotcoco.COCO(annotations)
+        columns = (numbers[objects.images], objects.labels, objects.boxes)
+        truth = hotcoco.COCO.from_arrays(images, categories, *columns, area=objects.areas, iscrowd=objects.ignored)
         return truth, truth.loadRes(results), hotcoco.COCOeval
-    truth = _indexed(annotations)
-    found = truth.loadRes(results) if len(results) else _indexed(annotations | {"annotations": []})
+    annotations = _annotations(objects, numbers.tolist(), range(dataset.num_classes))
+    truth = _indexed({"images": images, "categories": categories, "annotations": annotations})
+    found = truth.loadRes(results) if len(results) else _indexed(truth.dataset | {"annotations": []})
     return truth, found, COCOeval
+
+
+def _annotations(objects, image_ids, category_ids) -> list[dict]:
+    """COCO's, with image_ids[i] for the i-th image and category_ids[c] for class c.
+
+    They are numbered from 1, because pycocotools takes a match with annotation 0 for no match.
+    """
+    columns = (objects.images, objects.labels, objects.boxes, objects.areas, objects.ignored.astype(int))
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return [
+        {
+            "id": number,
+            "image_id": image_ids[image],
+            "category_id": category_ids[label],
+            "bbox": bbox,
+            "area": area,
+            "iscrowd": iscrowd,
+        }
+        for number, (image, label, bbox, area, iscrowd) in enumerate(rows, start=1)
+    ]
 
 
 def _indexed(annotations: dict) -> COCO:
@@ -311,12 +378,6 @@ def _indexed(annotations: dict) -> COCO:
     coco.dataset = annotations
     coco.createIndex()
     return coco
-
-
-def _xywh(boxes):
-    """float64 [N, 4], because pycocotools counts in doubles: float32 differences are exact in them."""
-    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
 def _mean_of_defined(values) -> float:
