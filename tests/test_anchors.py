@@ -3,8 +3,9 @@ import math
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from tfdet.anchors import PriorBox, ssd_sizes
+from tfdet.anchors import AnchorGenerator, PriorBox, ssd_sizes
 
 ROOT2, ROOT3 = math.sqrt(2), math.sqrt(3)
 
@@ -96,3 +97,89 @@ def test_sizes_by_the_formula_of_the_paper():
     low, high = ssd_sizes(300, 6, 0.1, 0.2, floor_step=False)
     np.testing.assert_allclose(low, (30, 60, 112.5, 165, 217.5, 270))
     np.testing.assert_allclose(high, (60, 112.5, 165, 217.5, 270, 322.5))
+
+
+def test_the_nine_anchors_of_faster_rcnn_by_hand():
+    generator = AnchorGenerator((128, 256, 512), (0.5, 1, 2), stride=16)
+    assert generator.num_anchors == 9
+    flat = [around(0, 0, size * ROOT2, size / ROOT2) for size in (128, 256, 512)]  # 181.02 x 90.51, ...
+    square = [around(0, 0, size, size) for size in (128, 256, 512)]
+    tall = [around(0, 0, size / ROOT2, size * ROOT2) for size in (128, 256, 512)]
+    np.testing.assert_allclose(generator((1, 1)), flat + square + tall, rtol=1e-6)
+    np.testing.assert_allclose(generator((2, 3))[9 * 5], around(32, 16, 128 * ROOT2, 128 / ROOT2), rtol=1e-6)
+
+
+def test_anchors_go_row_by_row_from_the_corner_of_the_image():
+    boxes = np.array(AnchorGenerator((4,), (1, 4), stride=10)((2, 3)))
+    assert boxes.dtype == np.float32
+    centres = [(0, 0), (10, 0), (20, 0), (0, 10), (10, 10), (20, 10)]
+    np.testing.assert_allclose(boxes[::2], [around(x, y, 4, 4) for x, y in centres])
+    np.testing.assert_allclose(boxes[1::2], [around(x, y, 2, 8) for x, y in centres])
+    middle = np.array(AnchorGenerator((4,), (1, 4), stride=10, offset=0.5)((2, 3)))
+    np.testing.assert_allclose(middle, boxes + 5)
+
+
+@pytest.mark.parametrize(
+    ("size_major", "sides"),
+    [
+        (False, [(4, 1), (8, 2), (1, 4), (2, 8)]),
+        (True, [(4, 1), (1, 4), (8, 2), (2, 8)]),
+    ],
+)
+def test_order_of_sizes_and_ratios(size_major, sides):
+    generator = AnchorGenerator((2, 4), (0.25, 4), stride=8, size_major=size_major)
+    np.testing.assert_allclose(generator((1, 2)), [around(x, 0, *side) for x in (0, 8) for side in sides])
+
+
+# Upper left corners that torchvision 0.28's AnchorGenerator gives; the lower right ones are the same with a plus.
+TORCHVISION = {
+    "one level of RetinaNet": ((32, 40, 50), [(23, 11), (28, 14), (35, 18), (16, 16), (20, 20), (25, 25), (11, 23)]),
+    "Faster R-CNN on one map": ((128, 256, 512), [(91, 45), (181, 91), (362, 181), (64, 64), (128, 128), (256, 256)]),
+    "halves go to even": ((101, 203), [(71, 36), (144, 72), (50, 50), (102, 102), (36, 71), (72, 144)]),
+}
+
+
+@pytest.mark.parametrize(("sizes", "halves"), TORCHVISION.values(), ids=TORCHVISION)
+def test_rounded_as_torchvision(sizes, halves):
+    boxes = np.array(AnchorGenerator(sizes, (0.5, 1, 2), stride=16, rounded=True)((1, 1)))
+    np.testing.assert_array_equal(boxes[: len(halves)], [(-x, -y, x, y) for x, y in halves])
+
+
+def test_numbers_of_anchors():
+    """Of the detectors' pyramids on an image of 512 x 512."""
+    fpn = [AnchorGenerator((8 * stride,), (0.5, 1, 2), stride) for stride in (4, 8, 16, 32, 64)]
+    assert sum(len(level((512 // level.stride, 512 // level.stride))) for level in fpn) == 65472
+    octaves = [2 ** (k / 3) for k in range(3)]
+    retinanet = [AnchorGenerator([4 * s * o for o in octaves], (0.5, 1, 2), s) for s in (8, 16, 32, 64, 128)]
+    assert sum(len(level((512 // level.stride, 512 // level.stride))) for level in retinanet) == 49104
+    sides = np.array(retinanet[0]((1, 1)))[3:6]
+    np.testing.assert_allclose(sides, [around(0, 0, s, s) for s in (32, 40.31747, 50.79683)], rtol=1e-6)
+
+
+def test_anchors_of_a_map_whose_size_is_known_at_run_time_only():
+    generator = AnchorGenerator((4, 8), (0.5, 1, 2), stride=8, offset=0.5)
+    expected = np.array(generator((3, 5)))
+    of_a_map = tf.function(generator, [tf.TensorSpec([None, None, None, 2])])
+    np.testing.assert_array_equal(of_a_map(np.zeros((2, 3, 5, 2), np.float32)), expected)
+    np.testing.assert_array_equal(of_a_map(np.zeros((1, 1, 1, 2), np.float32)), generator((1, 1)))
+    of_a_size = tf.function(lambda h, w: generator((h, w)), [tf.TensorSpec([], tf.int32)] * 2)
+    np.testing.assert_array_equal(of_a_size(3, 5), expected)
+    inputs = keras.Input((None, None, 2))
+    assert generator(inputs).shape == (None, 4)
+    in_a_model = keras.Model(inputs, generator(inputs))
+    np.testing.assert_array_equal(in_a_model(np.zeros((1, 3, 5, 2), np.float32)), expected)
+
+
+def test_anchors_stay_in_float32_under_mixed_precision():
+    generator = AnchorGenerator((301,), (1,), stride=301, dtype="mixed_bfloat16")
+    boxes = generator(tf.zeros((1, 1, 3, 1), tf.bfloat16))
+    assert boxes.dtype == np.float32
+    np.testing.assert_array_equal(boxes[2], around(602, 0, 301, 301))
+
+
+def test_serialization_of_anchors():
+    generator = AnchorGenerator((8, 9), (0.5, 3), 16, offset=0.5, size_major=True, rounded=True, name="level")
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(generator))
+    assert again.name == "level"
+    assert again.num_anchors == 4
+    np.testing.assert_array_equal(again((3, 2)), generator((3, 2)))

@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -114,3 +115,157 @@ def test_ssd_in_a_graph_that_does_not_know_how_many_boxes_come():
     for boxes in (strip(), strip((0, 10)), strip((0, 9), (1, 13), (2, 20), (0, 0))):
         np.testing.assert_array_equal(graph(boxes), assigners.ssd(priors, boxes))
         assert graph(boxes).shape == (3,)
+
+
+RPN = {"pos_iou": 0.7, "neg_iou": 0.3, "min_pos_iou": 0.3}
+ROI = {"pos_iou": 0.5, "neg_iou": 0.5, "match_low_quality": False}
+RETINANET = {"pos_iou": 0.5, "neg_iou": 0.4}
+
+# anchors, boxes, arguments, expected. Boxes begin where anchors begin, so that IoU is the shorter by the longer.
+MAX_IOU_CASES = {
+    "at least pos is positive, below neg negative": (
+        strip((0, 100), (0, 70), (0, 69), (0, 30), (0, 29), (200, 210)),
+        strip((0, 100)),
+        RPN,
+        [0, 0, -2, -2, -1, -1],
+    ),
+    "nothing is ignored where both are the same": (strip((0, 50), (0, 49)), strip((0, 100)), ROI, [0, -1]),
+    "RetinaNet": (strip((0, 50), (0, 49), (0, 40), (0, 39)), strip((0, 100)), RETINANET, [0, -2, -2, -1]),
+    "the best of several boxes": (strip((0, 80), (0, 96), (0, 89)), strip((0, 100), (0, 80)), ROI, [1, 0, 1]),
+    "the first of boxes alike": (strip((0, 100)), strip((0, 90), (0, 90)), ROI, [0]),
+    "the best anchor of a box, however low": (strip((0, 40), (0, 35), (0, 20)), strip((0, 100)), RPN, [0, -2, -1]),
+    "also from among the negatives": (strip((0, 10), (0, 9)), strip((0, 100)), RETINANET, [0, -1]),
+    "min_pos itself is enough": (strip((0, 30), (0, 20)), strip((0, 100)), RPN, [0, -1]),
+    "below min_pos it is not": (strip((0, 29), (0, 20)), strip((0, 100)), RPN, [-1, -1]),
+    "below min_pos an ignored one stays ignored": (
+        strip((0, 40)),
+        strip((0, 100)),
+        {**RPN, "min_pos_iou": 0.41},
+        [-2],
+    ),
+    "no low quality": (strip((0, 40), (0, 20)), strip((0, 100)), {**RPN, "match_low_quality": False}, [-2, -1]),
+    "all anchors that are equally good": (
+        strip((0, 40), (60, 100), (5, 45), (0, 20)),
+        strip((0, 100)),
+        RPN,
+        [0, 0, 0, -1],
+    ),
+    "the first of them only": (
+        strip((0, 40), (60, 100), (5, 25), (0, 20)),
+        strip((0, 100)),
+        {**RPN, "gt_max_assign_all": False},
+        [0, -2, -1, -1],
+    ),
+    "the first of them only, and those above pos": (
+        strip((0, 80), (20, 100), (0, 70)),
+        strip((0, 100)),
+        {**RPN, "gt_max_assign_all": False},
+        [0, 0, 0],
+    ),
+    # Anchor 0 has IoU 0.8 with box 0 and 0.4 with box 1, whose best it is.
+    "low quality takes an anchor from a better match": (strip((0, 100)), strip((0, 80), (0, 40)), RPN, [1]),
+    "unless it is too low": (strip((0, 100)), strip((0, 80), (0, 29)), RPN, [0]),
+    "the last of the boxes that want an anchor": (strip((0, 100)), strip((0, 40), (0, 40), (0, 35)), RPN, [2]),
+    # Otherwise box 0 would take the anchor from box 1.
+    "a box above pos takes part in low quality": (strip((0, 100)), strip((0, 40), (0, 90)), RPN, [1]),
+    "a box of no area gets nothing": (strip((0, 10), (10, 20)), strip((5, 5), (0, 0)), RETINANET, [-1, -1]),
+    "a box that overlaps nothing gets nothing": (strip((0, 10), (10, 20)), strip((30, 40)), RETINANET, [-1, -1]),
+    "an anchor of no area": (strip((5, 5), (0, 9)), strip((0, 10), (5, 5)), RETINANET, [-1, 0]),
+    "no boxes": (strip((0, 10), (10, 20)), strip(), RETINANET, [-1, -1]),
+    "no boxes, no low quality": (strip((0, 10), (10, 20)), strip(), ROI, [-1, -1]),
+    "no boxes, the first only": (strip((0, 9)), strip(), {**RPN, "gt_max_assign_all": False}, [-1]),
+}
+
+
+@pytest.mark.parametrize(("anchors", "boxes", "arguments", "expected"), MAX_IOU_CASES.values(), ids=MAX_IOU_CASES)
+def test_max_iou_by_hand(anchors, boxes, arguments, expected):
+    matched = assigners.max_iou(anchors, boxes, **arguments)
+    assert matched.dtype == tf.int32
+    np.testing.assert_array_equal(matched, expected)
+
+
+# anchors, boxes, which are crowds, expected
+CROWD_CASES = {
+    "nothing serves a crowd": (strip((0, 100), (200, 300)), strip((0, 100)), [True], [-2, -1]),
+    "half of the anchor is enough": (strip((50, 150), (51, 151)), strip((0, 100)), [True], [-2, -1]),
+    "of the anchor and not of the crowd": (strip((0, 10), (90, 102)), strip((0, 100)), [True], [-2, -2]),
+    "an anchor larger than the crowd": (strip((0, 201), (0, 200)), strip((0, 100)), [True], [-1, -2]),
+    "in two crowds a little": (strip((0, 100)), strip((0, 49), (51, 100)), [True, True], [-1]),
+    "positive is positive": (strip((0, 100), (0, 20)), strip((0, 100), (0, 100)), [True, False], [1, -2]),
+    "indices count the crowds": (strip((0, 100), (200, 300)), strip((0, 100), (200, 290)), [True, False], [-2, 1]),
+    "ignored by overlap anyway": (strip((0, 60), (0, 100)), strip((0, 100), (200, 300)), [False, True], [-2, 0]),
+    "an anchor of no area": (strip((5, 5)), strip((0, 100)), [True], [-1]),
+    "no crowd": (strip((0, 100), (0, 20)), strip((0, 100)), [False], [0, -1]),
+    "no boxes": (strip((0, 10)), strip(), [], [-1]),
+}
+
+
+@pytest.mark.parametrize(("anchors", "boxes", "crowd", "expected"), CROWD_CASES.values(), ids=CROWD_CASES)
+def test_max_iou_ignores_what_lies_in_crowds(anchors, boxes, crowd, expected):
+    matched = assigners.max_iou(anchors, boxes, **RPN, crowd=np.array(crowd, bool))
+    np.testing.assert_array_equal(matched, expected)
+
+
+def max_iou_reference(anchors, boxes, pos_iou, neg_iou, min_pos_iou, match_low_quality, gt_max_assign_all, crowd):
+    overlaps = np.array(box_ops.iou(anchors, boxes))
+    overlaps[:, crowd] = 0
+    matched = np.empty(len(anchors), int)
+    for n, row in enumerate(overlaps):
+        best = row.max(initial=0)
+        matched[n] = row.argmax() if best >= np.float32(pos_iou) else -1 if best < np.float32(neg_iou) else -2
+    for m, column in enumerate(overlaps.T if match_low_quality else []):
+        if column.max() > 0 and column.max() >= np.float32(min_pos_iou):
+            same = np.flatnonzero(column == column.max())
+            matched[same if gt_max_assign_all else same[:1]] = m
+    for n, (x1, y1, x2, y2) in enumerate(anchors):
+        for cx1, cy1, cx2, cy2 in boxes[crowd]:
+            inside = max(min(x2, cx2) - max(x1, cx1), 0) * max(min(y2, cy2) - max(y1, cy1), 0)
+            if matched[n] == -1 and inside > 0 and inside >= 0.5 * (x2 - x1) * (y2 - y1):
+                matched[n] = -2
+    return matched
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    lists_of_boxes(12).filter(len),
+    lists_of_boxes(6),
+    st.sampled_from([(0.7, 0.3, 0.3), (0.5, 0.4, 0.0), (0.5, 0.5, 0.5), (0.25, 0.2, 0.1)]),
+    st.booleans(),
+    st.booleans(),
+    st.data(),
+)
+def test_max_iou_equals_the_loop(anchors, boxes, thresholds, match_low_quality, gt_max_assign_all, data):
+    crowd = np.array(data.draw(st.lists(st.booleans(), min_size=len(boxes), max_size=len(boxes))), bool)
+    arguments = (anchors, boxes, *thresholds, match_low_quality, gt_max_assign_all)
+    expected = max_iou_reference(*arguments, np.zeros(len(boxes), bool))
+    np.testing.assert_array_equal(assigners.max_iou(*arguments), expected)
+    np.testing.assert_array_equal(assigners.max_iou(*arguments, crowd), max_iou_reference(*arguments, crowd))
+
+
+def test_max_iou_in_a_graph_that_does_not_know_how_many_boxes_come():
+    anchors = strip((0, 10), (10, 20), (0, 20))
+    specs = [tf.TensorSpec([None, 4]), tf.TensorSpec([None], tf.bool)]
+    graph = tf.function(lambda boxes, crowd: assigners.max_iou(anchors, boxes, **RPN, crowd=crowd), specs)
+    for boxes in (strip(), strip((0, 10)), strip((0, 9), (1, 13), (2, 20), (0, 0))):
+        crowd = np.arange(len(boxes)) == 1
+        matched = graph(boxes, crowd)
+        np.testing.assert_array_equal(matched, assigners.max_iou(anchors, boxes, **RPN, crowd=crowd))
+        assert matched.shape == (3,)
+
+
+def test_max_iou_of_a_batch_in_a_compiled_step():
+    """The second stage's way: proposals of each image, boxes padded with such of no area."""
+    random = np.random.default_rng(0)
+    corners = random.uniform(0, 50, (2, 40, 2))
+    proposals = np.concatenate([corners, corners + random.uniform(10, 50, (2, 40, 2))], axis=-1).astype(np.float32)
+    boxes = proposals[:, :6] + random.uniform(-2, 2, (2, 6, 4)).astype(np.float32)
+    boxes[1, 3:] = 0
+
+    def match(pair):
+        return assigners.max_iou(*pair, **ROI)
+
+    compiled = tf.function(lambda *pair: keras.ops.vectorized_map(match, pair), jit_compile=True)(proposals, boxes)
+    for image, count in enumerate((6, 3)):
+        expected = assigners.max_iou(proposals[image], boxes[image, :count], **ROI)
+        assert set(range(count)) <= set(np.array(expected))
+        np.testing.assert_array_equal(compiled[image], expected)

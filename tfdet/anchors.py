@@ -1,5 +1,6 @@
 """Where detectors that regress from fixed boxes put those boxes."""
 
+import itertools
 import math
 
 import keras
@@ -50,13 +51,7 @@ class PriorBox(keras.layers.Layer):
 
     def call(self, feature_map):
         """feature_map [B, H, W, channels] or (H, W) -> [H * W * P, 4], row by row, then cell by cell."""
-        height, width = feature_map if isinstance(feature_map, tuple) else ops.shape(feature_map)[1:3]
-        x = (ops.arange(width, dtype="float32") + self.offset) * self.step
-        y = (ops.arange(height, dtype="float32") + self.offset) * self.step
-        y, x = ops.meshgrid(y, x, indexing="ij")
-        centres = ops.reshape(ops.stack([x, y], axis=-1), (-1, 1, 2))
-        half = self.sizes() / 2
-        return ops.reshape(ops.concatenate([centres - half, centres + half], axis=-1), (-1, 4))
+        return _around_every_cell(feature_map, (self.step,) * 2, self.offset, self.sizes())
 
     def get_config(self):
         return {
@@ -68,6 +63,89 @@ class PriorBox(keras.layers.Layer):
             "offset": self.offset,
             "largest": self.largest,
         }
+
+
+@keras.saving.register_keras_serializable("tfdet")
+class AnchorGenerator(keras.layers.Layer):
+    """The anchors of one feature map of Faster R-CNN, FPN or RetinaNet, in pixels of the fed image.
+
+    A cell at row i and column j has its centre at ((j + offset) * stride, (i + offset) * stride), and there an anchor
+    of each size and ratio: its area is size ** 2, its height divided by its width is the ratio.
+
+        Faster R-CNN   AnchorGenerator((128, 256, 512), (0.5, 1, 2), stride=16)
+        FPN            AnchorGenerator((size,), (0.5, 1, 2), stride) with 32, 64, ... 512 on strides 4, 8, ... 64
+        RetinaNet      AnchorGenerator([size * 2 ** (k / 3) for k in range(3)], (0.5, 1, 2), stride)
+                       with size 32, 64, ... 512 on strides 8, 16, ... 128
+
+    Published weights fit only the anchors they were trained with, and the released codes differ:
+
+        detectron2          size_major=True
+        mmdetection         the defaults
+        torchvision         rounded=True, and its RetinaNet cuts the sizes to whole pixels: 32, 40, 50
+        py-faster-rcnn      offset=0.5, and other sides: it rounds the sides of a 16 x 16 box of each ratio before it
+                            enlarges them and counts a side from x1 to x2 as x2 - x1 + 1. Its 128-pixel anchors are
+                            184 x 96, 128 x 128 and 88 x 176; ours are 181.0 x 90.5, 128 x 128 and 90.5 x 181.0.
+
+    Args:
+        sizes: square roots of the areas, pixels.
+        aspect_ratios: height / width.
+        stride: pixels of the fed image between two cells.
+        offset: of the centre inside the cell, in cells; 0.5 is the middle.
+        size_major: all ratios of the first size come first; otherwise all sizes of the first ratio.
+        rounded: half the sides are rounded to whole pixels, halves to even.
+    """
+
+    def __init__(self, sizes, aspect_ratios, stride, offset=0.0, size_major=False, rounded=False, **kwargs):
+        super().__init__(**kwargs)
+        self.sizes, self.aspect_ratios = tuple(sizes), tuple(aspect_ratios)
+        self.stride, self.offset = stride, offset
+        self.size_major, self.rounded = size_major, rounded
+        self._allow_non_tensor_positional_args = True  # (H, W) will do instead of a feature map
+
+    @property
+    def num_anchors(self):
+        """A, the anchors of one cell."""
+        return len(self.sizes) * len(self.aspect_ratios)
+
+    def widths_and_heights(self):
+        """Of one cell's anchors, float32 [A, 2], in pixels."""
+        sizes, ratios = np.array(self.sizes, "float64"), np.array(self.aspect_ratios, "float64")
+        widths, heights = sizes / np.sqrt(ratios)[:, None], sizes * np.sqrt(ratios)[:, None]
+        sides = np.stack([widths, heights], axis=-1)  # [ratios, sizes, 2]
+        if self.size_major:
+            sides = sides.swapaxes(0, 1)
+        if self.rounded:
+            sides = 2 * np.round(sides / 2)
+        return sides.reshape(-1, 2).astype("float32")
+
+    def call(self, feature_map, strides=None):
+        """feature_map [B, H, W, channels] or (H, W) -> [H * W * A, 4], row by row, then cell by cell.
+
+        strides: (vertical, horizontal), where they are not the generator's own.
+        """
+        return _around_every_cell(feature_map, strides or (self.stride,) * 2, self.offset, self.widths_and_heights())
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "sizes": self.sizes,
+            "aspect_ratios": self.aspect_ratios,
+            "stride": self.stride,
+            "offset": self.offset,
+            "size_major": self.size_major,
+            "rounded": self.rounded,
+        }
+
+
+def _around_every_cell(feature_map, steps, offset, sizes):
+    """Boxes [H * W * P, 4] of the widths and heights `sizes` [P, 2] around the centre of each cell, row by row."""
+    height, width = feature_map if isinstance(feature_map, tuple) else ops.shape(feature_map)[1:3]
+    y = (ops.arange(height, dtype="float32") + offset) * ops.cast(steps[0], "float32")
+    x = (ops.arange(width, dtype="float32") + offset) * ops.cast(steps[1], "float32")
+    y, x = ops.meshgrid(y, x, indexing="ij")
+    centres = ops.reshape(ops.stack([x, y], axis=-1), (-1, 1, 2))
+    half = sizes / 2
+    return ops.reshape(ops.concatenate([centres - half, centres + half], axis=-1), (-1, 4))
 
 
 def ssd_sizes(image_size, num_levels, first_ratio, min_ratio, max_ratio=0.9, floor_step=True):
@@ -88,3 +166,60 @@ def ssd_sizes(image_size, num_levels, first_ratio, min_ratio, max_ratio=0.9, flo
     percents = [first] + [low + step * k for k in range(num_levels)]
     sizes = [image_size * percent / 100 for percent in percents]
     return tuple(sizes[:-1]), tuple(sizes[1:])
+
+
+class AnchorPyramid:
+    """The anchors of all levels for an image of any size, and the way between one list of them and a map a level.
+
+    The image is thought to be padded to a multiple of 32 at the right and at the bottom (tfdet.resizers.ShortSide); a
+    map of stride s then has the side of the padded image divided by s, rounded up.
+
+    Args:
+        generators: an AnchorGenerator for each level, finest first.
+        fitted: torchvision's strides, which its published weights are trained with: the padded image's side divided by
+            the map's, rounded down. They differ where the division is not exact: 800 / 13 is 61, not 64.
+    """
+
+    def __init__(self, generators, fitted=False):
+        self.generators, self.fitted = tuple(generators), fitted
+
+    def __call__(self, height, width):
+        """Size of the image in pixels -> a tuple of float32 [H * W * A, 4], one a level."""
+        padded_height, padded_width = self._padded(height, width)
+        maps = zip(self.generators, self._maps(height, width), strict=True)
+        if not self.fitted:
+            return tuple(generator(size) for generator, size in maps)
+        return tuple(generator((h, w), (padded_height // h, padded_width // w)) for generator, (h, w) in maps)
+
+    def inside(self, anchors, height, width, whole=False):
+        """bool [N]: is the centre of each anchor, or the whole of it, on the image and not on its padding?"""
+        x1, y1, x2, y2 = ops.unstack(anchors, 4, axis=-1)
+        if not whole:
+            x1 = x2 = (x1 + x2) / 2
+            y1 = y2 = (y1 + y2) / 2
+        width, height = ops.cast(width, "float32"), ops.cast(height, "float32")
+        return (x1 >= 0) & (y1 >= 0) & (x2 <= width) & (y2 <= height)
+
+    def split(self, values, height, width):
+        """One value for each anchor of an image of that size, [N, ...] -> a tuple of maps [H, W, A, ...].
+
+        Targets of images that differ in size can be padded map by map to one batch, and still fit the anchors.
+        """
+        shapes = [(*size, g.num_anchors) for g, size in zip(self.generators, self._maps(height, width), strict=True)]
+        ends = list(itertools.accumulate(h * w * a for h, w, a in shapes))
+        starts = [0, *ends[:-1]]
+        return tuple(
+            ops.reshape(values[start:end], (*shape, *values.shape[1:]))
+            for start, end, shape in zip(starts, ends, shapes, strict=True)
+        )
+
+    def join(self, maps, *channels):
+        """Maps [B, H, W, A, *channels] -> [B, N, *channels]: the way back, for a batch."""
+        return ops.concatenate([ops.reshape(m, (ops.shape(m)[0], -1, *channels)) for m in maps], axis=1)
+
+    def _padded(self, height, width):
+        return [-(-side // 32) * 32 for side in (height, width)]
+
+    def _maps(self, height, width):
+        padded = self._padded(height, width)
+        return [tuple(-(-side // generator.stride) for side in padded) for generator in self.generators]

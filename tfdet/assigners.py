@@ -27,19 +27,97 @@ def ssd(priors, boxes, iou=0.5):
     Returns:
         int32 [N]: index of the matched box, or NEGATIVE.
     """
-    overlaps = box_ops.iou(boxes, priors)  # [M, N]
-    num_boxes, num_priors = ops.shape(overlaps)[0], ops.shape(priors)[0]
-    # An extra row of zeros stands for "no box", so that a reduction over no boxes is defined.
-    padded = ops.concatenate([overlaps, ops.zeros((1, num_priors))], axis=0)
-    best = ops.max(padded, axis=0)
-    by_overlap = ops.where(best >= iou, ops.cast(ops.argmax(padded, axis=0), "int32"), NEGATIVE)
+    # A box of no area, behind the others, stands for "no box", so that a reduction over no boxes is defined.
+    boxes = ops.pad(ops.cast(boxes, "float32"), [[0, 1], [0, 0]])
+    overlaps = box_ops.iou(boxes, priors)  # [M + 1, N]: a few long rows, the fast way round
+    num_rows, num_priors = ops.shape(overlaps)
+    by_overlap = ops.where(ops.max(overlaps, axis=0) >= iou, _first_best(overlaps), NEGATIVE)
 
-    owners = _bipartite(overlaps)  # [M], the prior of each box, or -1
+    owners = _bipartite(overlaps)  # [M + 1]: the prior of each box, or -1; "no box" gets none
     # Scatter box m to its prior; boxes without one write to a place behind the last prior.
     targets = ops.where(owners >= 0, owners, num_priors)
-    numbers = ops.arange(1, num_boxes + 1, dtype="int32")
+    numbers = ops.arange(1, num_rows + 1, dtype="int32")
     scattered = ops.scatter(targets[:, None], numbers, (num_priors + 1,))[:num_priors] - 1
     return ops.where(scattered >= 0, scattered, by_overlap)
+
+
+def max_iou(
+    anchors,
+    boxes,
+    pos_iou,
+    neg_iou,
+    min_pos_iou=0.0,
+    match_low_quality=True,
+    gt_max_assign_all=True,
+    crowd=None,
+):
+    """Matching by the greatest IoU (py-faster-rcnn, anchor_target_layer.py; mmdetection, MaxIoUAssigner).
+
+    1. An anchor whose greatest IoU with any box is at least `pos_iou` serves that box (the first of several alike); one
+       whose greatest IoU is below `neg_iou` is negative; in between it is ignored.
+    2. Low quality: every box whose greatest IoU with any anchor is at least `min_pos_iou`, and above 0, gets the
+       anchors that have exactly this IoU, however low it is and whomever they serve by rule 1. Of several boxes
+       that want an anchor the last one gets it. Boxes that rule 1 has served already take part. (detectron2 and
+       torchvision make such an anchor positive too, but leave it with the box that it overlaps most.)
+    3. An anchor that lies with at least half of its own area in one crowd region is ignored, unless it is positive.
+
+                          pos_iou  neg_iou  min_pos_iou  match_low_quality
+        RPN                 0.7      0.3        0.3            True
+        RoI stage           0.5      0.5                       False
+        RetinaNet           0.5      0.4        0              True
+
+    With `match_low_quality` or `crowd` some shapes inside are known at run time only, as an input pipeline allows.
+    Without them all are fixed by the arguments', so that a compiled step and `ops.vectorized_map` take it as well.
+
+    Args:
+        anchors: [N, 4]; boxes: [M, 4], M = 0 is legal; both xyxy pixels. A box of no area matches nothing, so it does
+            for padding.
+        gt_max_assign_all: whether a box gets all anchors of the same greatest IoU by rule 2, or the first only.
+        crowd: bool [M], which boxes are regions of many objects; no anchor serves them. None means no box.
+    Returns:
+        int32 [N]: index of the matched box, or NEGATIVE, or IGNORED.
+    """
+    boxes = ops.cast(boxes, "float32")
+    if crowd is not None:
+        regions = ops.take(boxes, ops.nonzero(crowd)[0], axis=0)
+        boxes = ops.where(ops.expand_dims(crowd, -1), 0.0, boxes)
+    overlaps = box_ops.iou(boxes, anchors)  # [M, N]: a few long rows, which is the fast way round
+    best = ops.max(overlaps, axis=0, initial=0.0)  # initial: also when there is no box
+    matched = ops.where(best < neg_iou, NEGATIVE, IGNORED)
+    if match_low_quality:
+        wanted = ops.max(overlaps, axis=1, keepdims=True, initial=0.0)  # [M, 1]
+        wanted = ops.where(ops.logical_and(wanted > 0, wanted >= min_pos_iou), wanted, float("inf"))
+        claimed = ops.max(overlaps - wanted, axis=0, initial=-1.0) >= 0
+        # Few anchors get a box; which one, is looked up in their columns only.
+        places = ops.nonzero(ops.logical_or(best >= pos_iou, claimed))[0]
+        columns = ops.take(overlaps, places, axis=1)
+        claims = columns == wanted
+        if not gt_max_assign_all:
+            first = ops.cast(ops.argmax(overlaps, axis=1), "int32")
+            claims = ops.logical_and(claims, places == first[:, None])
+        numbers = ops.arange(ops.shape(columns)[0], dtype="int32")[:, None]
+        last = ops.max(ops.where(claims, numbers, -1), axis=0, initial=-1)
+        chosen = ops.where(ops.take(best, places) >= pos_iou, _first_best(columns), ops.take(matched, places))
+        chosen = ops.where(last >= 0, last, chosen)
+        matched = ops.scatter_update(matched, places[:, None], chosen)
+    else:
+        matched = ops.where(best >= pos_iou, _first_best(overlaps), matched)
+    if crowd is not None:
+        intersection, _ = box_ops.intersection_and_union(regions, anchors)
+        share = ops.max(intersection / ops.maximum(box_ops.area(anchors), 1e-12), axis=0, initial=0.0)
+        matched = ops.where(ops.logical_and(matched == NEGATIVE, share >= 0.5), IGNORED, matched)
+    return matched
+
+
+def _first_best(overlaps):
+    """overlaps [M, N] -> int32 [N], the first row with the greatest value; 0 when there is no row.
+
+    What ops.argmax gives, which takes four times as long: it minds negative zeros, and goes down one column at a time.
+    """
+    num_rows = ops.shape(overlaps)[0]
+    rows = ops.arange(num_rows, dtype="int32")[:, None]
+    is_best = overlaps == ops.max(overlaps, axis=0, keepdims=True, initial=0.0)
+    return ops.min(ops.where(is_best, rows, num_rows), axis=0, initial=num_rows)
 
 
 def _bipartite(overlaps):
@@ -49,23 +127,23 @@ def _bipartite(overlaps):
     of all is among them, and no later choice could part any of them, so the result is the same after fewer rounds
     (one, unless boxes contend). Ties go to the lower prior, then to the lower box, in both ways of counting.
     """
-    num_boxes = ops.shape(overlaps)[0]
+    num_boxes, num_priors = ops.shape(overlaps)
     rows = ops.arange(num_boxes, dtype="int32")
 
-    def contenders_left(owners, overlaps):
-        return ops.any(overlaps > 1e-6)
+    def contenders_left(owners, contending, overlaps):
+        return ops.any(contending)
 
-    def match_mutual_favourites(owners, overlaps):
-        favourite = ops.cast(ops.argmax(overlaps, axis=1), "int32")  # [M], of each box
-        among = ops.take(overlaps, favourite, axis=1)  # [M, M]: what every box has with each favourite
-        preferred = ops.cast(ops.argmax(among, axis=0), "int32") == rows
-        matched = ops.logical_and(preferred, ops.max(overlaps, axis=1) > 1e-6)
+    def match_mutual_favourites(owners, contending, overlaps):
+        best, favourite = (column[:, 0] for column in ops.top_k(overlaps, 1))  # [M], of each box
+        contending = ops.logical_and(contending, best > 1e-6)
+        # [M, M]: what every contender has with each favourite.
+        among = ops.where(contending[:, None], ops.take(overlaps, favourite, axis=1), 0.0)
+        matched = ops.logical_and(contending, _first_best(among) == rows)
         owners = ops.where(matched, favourite, owners)
         # Who is matched contends no more, and a prior that is taken is out of reach of the others.
-        taken = ops.scatter(favourite[:, None], ops.cast(matched, "int32"), (ops.shape(overlaps)[1],)) > 0
-        out = ops.logical_or(matched[:, None], taken[None, :])
-        return owners, ops.where(out, 0.0, overlaps)
+        taken = ops.scatter(favourite[:, None], ops.cast(matched, "int32"), (num_priors,)) > 0
+        return owners, ops.logical_and(contending, ~matched), ops.where(taken, 0.0, overlaps)
 
-    owners = ops.full((num_boxes,), -1, dtype="int32")
-    owners, _ = ops.while_loop(contenders_left, match_mutual_favourites, (owners, overlaps))
+    nobody, everybody = ops.full((num_boxes,), -1, dtype="int32"), ops.ones((num_boxes,), dtype="bool")
+    owners, _, _ = ops.while_loop(contenders_left, match_mutual_favourites, (nobody, everybody, overlaps))
     return owners

@@ -73,9 +73,9 @@ def iou(a, b):
 
     Where both areas are 0 it is 0, never NaN.
     """
-    intersection, union = _intersection_and_union(a, b)
+    intersection, union = intersection_and_union(a, b)
     # Rounding can leave the union a last bit below the intersection.
-    return ops.where(union > 0, intersection / ops.maximum(union, ops.maximum(intersection, 1e-12)), 0.0)
+    return ops.minimum(intersection / ops.maximum(union, 1e-12), 1.0)
 
 
 def giou(a, b):
@@ -83,7 +83,7 @@ def giou(a, b):
 
     IoU minus the share of the smallest enclosing box that neither covers (Rezatofighi et al. 2019, eq. 2).
     """
-    _, union = _intersection_and_union(a, b)
+    _, union = intersection_and_union(a, b)
     ax1, ay1, ax2, ay2 = _columns(a)
     bx1, by1, bx2, by2 = _rows(b)
     width = ops.maximum(ax2, bx2) - ops.minimum(ax1, bx1)
@@ -92,7 +92,8 @@ def giou(a, b):
     return iou(a, b) - ops.where(enclosing > 0, (enclosing - union) / ops.maximum(enclosing, 1e-12), 0.0)
 
 
-def _intersection_and_union(a, b):
+def intersection_and_union(a, b):
+    """Areas of what each pair shares and of what it covers: a [..., N, 4], b [..., M, 4] -> two of [..., N, M]."""
     ax1, ay1, ax2, ay2 = _columns(a)
     bx1, by1, bx2, by2 = _rows(b)
     width = ops.maximum(ops.minimum(ax2, bx2) - ops.maximum(ax1, bx1), 0.0)

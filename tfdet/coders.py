@@ -4,8 +4,6 @@ import math
 
 from keras import ops
 
-from tfdet import boxes as box_ops
-
 
 class DeltaXYWH:
     """Shift of the centre in anchor sizes and log ratio of the sizes, each divided by its standard deviation.
@@ -25,21 +23,31 @@ class DeltaXYWH:
 
     def encode(self, anchors, boxes):
         """anchors [..., 4] and boxes [..., 4] of broadcastable shapes, xyxy pixels -> deltas [..., 4]."""
-        xa, ya, wa, ha = self._centre_and_size(anchors)
-        x, y, w, h = self._centre_and_size(boxes)
-        deltas = ops.stack([(x - xa) / wa, (y - ya) / ha, ops.log(w / wa), ops.log(h / ha)], axis=-1)
+        centre_a, size_a = self._centre_and_size(anchors)
+        centre, size = self._centre_and_size(boxes)
+        deltas = ops.concatenate([(centre - centre_a) / size_a, ops.log(size / size_a)], axis=-1)
         return deltas / ops.convert_to_tensor(self.stds, "float32")
+
+    def encode_matched(self, anchors, boxes, matched):
+        """Deltas [N, 4] of anchors [N, 4] that serve a box of boxes [M, 4], 0 for the others.
+
+        matched: int [N], index of the box, or below 0 (see tfdet.assigners). Few serve one, so only they are computed;
+        the shapes inside are known at run time only, as in an input pipeline.
+        """
+        places = ops.nonzero(matched >= 0)[0]
+        own = ops.take(boxes, ops.take(matched, places), axis=0)
+        deltas = self.encode(ops.take(anchors, places, axis=0), own)
+        return ops.scatter(places[:, None], deltas, ops.shape(anchors))
 
     def decode(self, anchors, deltas):
         """anchors [..., 4] xyxy pixels and deltas [..., 4] of broadcastable shapes -> boxes [..., 4] xyxy pixels."""
-        xa, ya, wa, ha = self._centre_and_size(anchors)
+        centre, size = self._centre_and_size(anchors)
         deltas = ops.cast(deltas, "float32") * ops.convert_to_tensor(self.stds, "float32")
-        dx, dy, dw, dh = ops.unstack(deltas, 4, axis=-1)
-        limit = math.log(self.max_ratio)
-        x, y = xa + dx * wa, ya + dy * ha
-        half_w, half_h = ops.exp(ops.minimum(dw, limit)) * wa / 2, ops.exp(ops.minimum(dh, limit)) * ha / 2
-        return ops.stack([x - half_w, y - half_h, x + half_w, y + half_h], axis=-1)
+        centre += deltas[..., :2] * size
+        half = ops.exp(ops.minimum(deltas[..., 2:], math.log(self.max_ratio))) * size / 2
+        return ops.concatenate([centre - half, centre + half], axis=-1)
 
     def _centre_and_size(self, boxes):
-        x, y, w, h = ops.unstack(box_ops.convert(boxes, "xyxy", "cxcywh"), 4, axis=-1)
-        return x, y, ops.maximum(w, 1e-6), ops.maximum(h, 1e-6)
+        boxes = ops.cast(boxes, "float32")
+        corner, opposite = boxes[..., :2], boxes[..., 2:]
+        return (corner + opposite) / 2, ops.maximum(opposite - corner, 1e-6)
