@@ -11,6 +11,7 @@ CHANNELS = {
     "vgg16": {"C3": 512, "C4": 1024},
     "mobilenet_v2": {"C3": 192, "C4": 576, "C5": 1280},
     "vgg_slim": {"C3": 48, "C4": 96},
+    "resnet18": {"C2": 64, "C3": 128, "C4": 256, "C5": 512},
 }
 
 
@@ -22,9 +23,9 @@ def named(request):
 @pytest.mark.parametrize(
     ("side", "sides"),
     [
-        (300, {"C3": 38, "C4": 19, "C5": 10}),
-        (512, {"C3": 64, "C4": 32, "C5": 16}),
-        (333, {"C3": 42, "C4": 21, "C5": 11}),
+        (300, {"C2": 75, "C3": 38, "C4": 19, "C5": 10}),
+        (512, {"C2": 128, "C3": 64, "C4": 32, "C5": 16}),
+        (333, {"C2": 84, "C3": 42, "C4": 21, "C5": 11}),
     ],
 )
 def test_maps_have_stride_2_to_the_n_rounded_up(named, side, sides):
@@ -81,7 +82,9 @@ def test_vgg_slim_trains_all_its_weights(image):
 
 
 def test_build_refuses_what_it_does_not_know():
-    with pytest.raises(TfdetError, match="unknown backbone 'resnet': choose vgg16, mobilenet_v2, vgg_slim, or pass"):
+    with pytest.raises(
+        TfdetError, match=r"unknown backbone 'resnet': choose vgg16, mobilenet_v2, resnet18, .* or pass"
+    ):
         backbones.build("resnet")
     with pytest.raises(TfdetError, match="vgg_slim has no published weights"):
         backbones.build("vgg_slim", weights="imagenet")

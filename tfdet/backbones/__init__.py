@@ -8,18 +8,33 @@ import keras
 from ..errors import TfdetError
 from .keras_models import from_keras, is_backbone
 from .mobilenet import mobilenet_v2
+from .resnet import resnet18, resnet34, resnet50, resnet101, resnet_slim
 from .slim import vgg_slim
 from .vgg import L2Normalization, vgg16, vgg16_reduced
 
-__all__ = ["L2Normalization", "build", "from_keras", "mobilenet_v2", "vgg16", "vgg16_reduced", "vgg_slim"]
+__all__ = [
+    "L2Normalization",
+    "build",
+    "from_keras",
+    "mobilenet_v2",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet_slim",
+    "vgg16",
+    "vgg16_reduced",
+    "vgg_slim",
+]
 
 
 def build(backbone, weights=None):
     """Builds the backbone that a detector was asked for.
 
     Args:
-        backbone: "vgg16" (SSD's, `vgg16_reduced`), "mobilenet_v2", "vgg_slim"; or a Keras model: one whose outputs
-            are named C2 .. C5 is taken as it is, one of KerasHub or KerasCV goes through `from_keras`.
+        backbone: "vgg16" (SSD's, `vgg16_reduced`), "mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101",
+            "vgg_slim", "resnet_slim"; or a Keras model: one whose outputs are named C2 .. C5 is taken as it is, one of
+            KerasHub or KerasCV goes through `from_keras`.
         weights: as the named function takes them; None for a Keras model, which brings its own.
     Raises: TfdetError for an unknown name, or for weights where none can be loaded.
     """
@@ -32,8 +47,17 @@ def build(backbone, weights=None):
             return vgg16_reduced(weights)
         case "mobilenet_v2":
             return mobilenet_v2(weights)
-        case "vgg_slim":
+        case "resnet18":
+            return resnet18(weights)
+        case "resnet34":
+            return resnet34(weights)
+        case "resnet50":
+            return resnet50(weights)
+        case "resnet101":
+            return resnet101(weights)
+        case "vgg_slim" | "resnet_slim":
             if weights is not None:
-                raise TfdetError("vgg_slim has no published weights: train it from scratch, or pass a trained model")
-            return vgg_slim()
-    raise TfdetError(f"unknown backbone {backbone!r}: choose vgg16, mobilenet_v2, vgg_slim, or pass a keras.Model")
+                raise TfdetError(f"{backbone} has no published weights: train it from scratch, or pass a trained model")
+            return vgg_slim() if backbone == "vgg_slim" else resnet_slim()
+    names = "vgg16, mobilenet_v2, resnet18, resnet34, resnet50, resnet101, vgg_slim, resnet_slim"
+    raise TfdetError(f"unknown backbone {backbone!r}: choose {names}, or pass a keras.Model")
