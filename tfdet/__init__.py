@@ -5,20 +5,24 @@ import os
 # Before TensorFlow is imported: its notices would bury the one line that a person needs. Errors still show.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from tfdet import anchors, assigners, backbones, boxes, coders, drawing, losses, nms, samplers
+from tfdet import anchors, assigners, backbones, boxes, coders, drawing, losses, necks, nms, rois, samplers
 from tfdet.data import load_dataset
 from tfdet.data.pipeline import training_batches, validation_batches
+from tfdet.detectors.faster_rcnn import FasterRCNN, faster_rcnn_fpn, faster_rcnn_vgg16
+from tfdet.detectors.retinanet import RetinaNet, retinanet
 from tfdet.detectors.ssd import SSD, ssd300, ssd512
 from tfdet.distribution import strategy_scope
 from tfdet.errors import TfdetError
 from tfdet.evaluation import Evaluation, evaluate
-from tfdet.inference import Detections, detect, detect_files
+from tfdet.inference import Detections, detect, detect_files, in_bfloat16
 from tfdet.serving import export
 
 __all__ = [
     "SSD",
     "Detections",
     "Evaluation",
+    "FasterRCNN",
+    "RetinaNet",
     "TfdetError",
     "anchors",
     "assigners",
@@ -30,9 +34,15 @@ __all__ = [
     "drawing",
     "evaluate",
     "export",
+    "faster_rcnn_fpn",
+    "faster_rcnn_vgg16",
+    "in_bfloat16",
     "load_dataset",
     "losses",
+    "necks",
     "nms",
+    "retinanet",
+    "rois",
     "samplers",
     "ssd300",
     "ssd512",

@@ -13,3 +13,29 @@ def softmax_cross_entropy(labels, logits):
     """-log softmax(logits)[label]: labels int [...], logits [..., C] -> float32 [...]."""
     logits = ops.cast(logits, "float32")
     return ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+
+
+def sigmoid_cross_entropy(targets, logits):
+    """-log of the probability that sigmoid(logit) gives a target of 0 or 1, elementwise: [...] -> float32 [...]."""
+    logits, targets = ops.cast(logits, "float32"), ops.cast(targets, "float32")
+    return ops.softplus(logits) - targets * logits
+
+
+def sigmoid_focal(labels, logits, alpha=0.25, gamma=2.0):
+    """Focal loss of a sample with a binary classifier for each class, summed over the classes (RetinaNet, eq. 5).
+
+    FL(p) = -alpha (1 - p)^gamma log(p) for the sample's own class, -(1 - alpha) p^gamma log(1 - p) for all others.
+
+    Args:
+        labels: int [...], 0 .. C-1; a negative label is background: no class is its own.
+        logits: [..., C].
+    Returns:
+        float32 [...].
+    """
+    logits = ops.cast(logits, "float32")
+    # No one-hot targets of the size of the logits: all classes cost what others cost, then each own class is put right.
+    cost = ops.sum((1 - alpha) * ops.sigmoid(logits) ** gamma * ops.softplus(logits), axis=-1)
+    own = ops.take_along_axis(logits, ops.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+    own_cost = alpha * ops.sigmoid(-own) ** gamma * ops.softplus(-own)
+    other_cost = (1 - alpha) * ops.sigmoid(own) ** gamma * ops.softplus(own)
+    return cost + ops.where(labels >= 0, own_cost - other_cost, 0.0)

@@ -59,7 +59,7 @@ def multiclass_nms(boxes, scores, iou_threshold, score_threshold, pre_nms, max_d
     """Greedy NMS inside each class of each image, then the best over all classes.
 
     Args:
-        boxes: [B, N, 4] xyxy, shared by the classes; scores: [B, N, C].
+        boxes: [B, N, 4] xyxy, shared by the classes, or [B, N, C, 4]; scores: [B, N, C]. B = 0 and N = 0 are legal.
         score_threshold: only scores above it count.
         pre_nms: per class, only so many of the best scores go into NMS.
         max_detections: K.
@@ -68,6 +68,8 @@ def multiclass_nms(boxes, scores, iou_threshold, score_threshold, pre_nms, max_d
         first (among equals the kernel's order), padded with 0, 0 and -1.
     """
     boxes, scores = tf.cast(boxes, tf.float32), tf.cast(scores, tf.float32)
+    shared = boxes.shape.rank == 3
+    boxes = boxes[:, :, None, :] if shared else boxes
     pre_nms = tf.minimum(pre_nms, tf.shape(scores)[1])
 
     def suppress(boxes, scores):
@@ -75,7 +77,7 @@ def multiclass_nms(boxes, scores, iou_threshold, score_threshold, pre_nms, max_d
         return tf.image.combined_non_max_suppression(
             boxes,
             scores,
-            max_output_size_per_class=pre_nms,
+            max_output_size_per_class=tf.maximum(tf.minimum(pre_nms, max_detections), 1),  # also where N = 0
             max_total_size=max_detections,
             iou_threshold=iou_threshold,
             score_threshold=score_threshold,
@@ -84,14 +86,15 @@ def multiclass_nms(boxes, scores, iou_threshold, score_threshold, pre_nms, max_d
 
     def suppress_best():
         best, index = tf.math.top_k(tf.transpose(scores, [0, 2, 1]), pre_nms)  # [B, C, pre_nms]
-        own_boxes = tf.gather(boxes, index, batch_dims=1)
+        if shared:
+            own_boxes = tf.gather(boxes[:, :, 0], index, batch_dims=1)
+        else:
+            own_boxes = tf.gather(tf.transpose(boxes, [0, 2, 1, 3]), index, batch_dims=2)
         return suppress(tf.transpose(own_boxes, [0, 2, 1, 3]), tf.transpose(best, [0, 2, 1]))
 
     # Sorting out the best is dear, and in a trained detector hardly ever is a class so crowded that it is needed.
     crowd = tf.reduce_max(tf.reduce_sum(tf.cast(scores > score_threshold, tf.int32), axis=1))
-    boxes, scores, labels, count = tf.cond(
-        crowd > pre_nms, suppress_best, lambda: suppress(boxes[:, :, None, :], scores)
-    )
+    boxes, scores, labels, count = tf.cond(crowd > pre_nms, suppress_best, lambda: suppress(boxes, scores))
     padding = tf.range(max_detections)[None, :] >= count[:, None]
     labels = tf.where(padding, -1, tf.cast(labels, tf.int32))
     return {"boxes": boxes, "scores": scores, "labels": labels, "num_detections": count}

@@ -1,6 +1,13 @@
-"""From an image of any size to the one a detector is fed. The same object serves training, prediction and serving."""
+"""From an image of any size to the one a detector is fed. The same object serves training, prediction and serving.
 
+Images of one batch may differ in size. They are padded with NaN, which no pixel is: so a batch itself tells what of it
+is image, and every detector takes one tensor. `without_padding` reads it back inside the detector.
+"""
+
+import tensorflow as tf
 from keras import ops
+
+from tfdet.backbones.vgg import TORCH_MEAN
 
 
 class Warp:
@@ -17,5 +24,63 @@ class Warp:
 
     def scale(self, height, width):
         """What box coordinates xyxy are multiplied by: sizes [...] of the original in pixels -> float32 [..., 4]."""
-        x, y = self.size / ops.cast(width, "float32"), self.size / ops.cast(height, "float32")
-        return ops.stack([x, y, x, y], axis=-1)
+        return _scale(height, width, self.size, self.size)
+
+
+class ShortSide:
+    """Resize so that the short side has `short` pixels, but the long one no more than `long`; then pad (R-CNN family).
+
+    Both sides keep their ratio, rounded down as torchvision does, and are padded at the right and at the bottom to a
+    multiple of 32, the stride of a backbone. Bilinear, pixel centres at halves, no antialias.
+
+    Args:
+        short, long: pixels.
+    """
+
+    multiple = 32
+
+    def __init__(self, short, long):
+        self.short, self.long = short, long
+
+    def __call__(self, images):
+        """images [..., H, W, 3] of any dtype, 0..255 -> float32 [..., h, w, 3], NaN where there is no image."""
+        # keras.ops cannot resize to a size that only the graph knows.
+        height, width = self.size(*tf.unstack(tf.shape(images)[-3:-1]))
+        resized = tf.image.resize(tf.cast(images, tf.float32), tf.stack([height, width]))
+        padding = [[0, -height % self.multiple], [0, -width % self.multiple], [0, 0]]
+        return tf.pad(resized, [[0, 0]] * (len(images.shape) - 3) + padding, constant_values=float("nan"))
+
+    def size(self, height, width):
+        """Height and width of an image after resizing, without the padding: int32."""
+        height, width = ops.cast(height, "int32"), ops.cast(width, "int32")
+        shorter, longer = ops.minimum(height, width), ops.maximum(height, width)
+        # In whole numbers: floating point would make 479 of 480 * (800 / 480) * ... now and then.
+        short_fits = self.short * longer <= self.long * shorter
+        target, source = ops.where(short_fits, self.short, self.long), ops.where(short_fits, shorter, longer)
+        return ops.maximum(height * target // source, 1), ops.maximum(width * target // source, 1)
+
+    def scale(self, height, width):
+        """As that of `Warp`."""
+        return _scale(height, width, *self.size(height, width))
+
+
+def without_padding(images):
+    """Fed images [B, H, W, 3] -> the same with the mean colour where the padding was, and their sizes, float32 [B, 2].
+
+    The mean colour becomes 0 in a backbone that subtracts it, which is what the R-CNN family is trained with.
+    """
+    mean = ops.cast(255 * TORCH_MEAN, images.dtype)
+    sizes = ops.cast(ops.stack(size_without_padding(images), axis=-1), "float32")
+    return ops.where(ops.isnan(images), mean, images), sizes
+
+
+def size_without_padding(images):
+    """Fed images [..., H, W, 3] -> height and width of what is not padding, each int32 [...]."""
+    real = ops.cast(ops.logical_not(ops.isnan(images[..., 0])), "int32")
+    return ops.sum(real[..., :, 0], axis=-1), ops.sum(real[..., 0, :], axis=-1)
+
+
+def _scale(height, width, new_height, new_width):
+    x = ops.cast(new_width, "float32") / ops.cast(width, "float32")
+    y = ops.cast(new_height, "float32") / ops.cast(height, "float32")
+    return ops.stack([x, y, x, y], axis=-1)

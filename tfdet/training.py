@@ -2,14 +2,17 @@
 
 import dataclasses
 import sys
+from pathlib import Path
 from typing import Literal
 
 import keras
 import tensorflow as tf
+from keras import ops
 
 from tfdet import drawing, evaluation, runs
 from tfdet.data import load_dataset, pipeline
 from tfdet.data.validation import raise_unreadable
+from tfdet.distribution import strategy_scope
 from tfdet.errors import TfdetError
 
 
@@ -44,7 +47,7 @@ class Settings:
     drops: tuple[int, ...] | None = None
     """Steps at which the learning rate falls to a tenth; none: a cosine down to zero."""
     warmup_steps: int | None = None
-    """Steps in which the learning rate rises from zero (with the cosine)."""
+    """Steps in which the learning rate rises from zero."""
     weight_decay: float | None = None
     """L2 weight decay of all kernels, as in Caffe: added to the gradient, before momentum."""
     evaluate_every: int = 1
@@ -73,6 +76,43 @@ def load_splits(settings):
     return [splits[name] for name in names]
 
 
+def fill_in(settings, defaults):
+    """The settings with `defaults`, {name: value}, where nothing was given; `steps` and `epochs` replace each other."""
+    missing = {name: value for name, value in defaults.items() if getattr(settings, name) is None}
+    if settings.steps is not None or settings.epochs is not None:
+        missing = {name: value for name, value in missing.items() if name not in ("steps", "epochs")}
+    return dataclasses.replace(settings, **missing)
+
+
+def run(settings, recipe, build):
+    """The whole of a recipe: data, model, training, evaluation, pictures, export. Returns the run folder.
+
+    Args:
+        settings: with everything filled in.
+        recipe: its name.
+        build: function (settings, training Dataset) -> compiled detector.
+    """
+    keras.utils.set_random_seed(settings.seed)
+    keras.mixed_precision.set_dtype_policy(settings.precision)
+    train, val, test = load_splits(settings)
+    settings = with_whole_epochs(settings, len(train))
+
+    with strategy_scope():
+        model = runs.last_checkpoint(settings.resume) if settings.resume else None
+        model = model or build(settings, train)
+        decay_weights(model, settings.weight_decay)
+    folder = Path(settings.resume) if settings.resume else runs.create_folder(settings, recipe)
+    fit(model, train, val, settings, folder)
+    if settings.epochs:
+        model = keras.models.load_model(folder / "best.keras")
+    else:
+        with runs.writing_in(folder):
+            model.save(folder / "best.keras")  # as it came
+    figures = runs.report(model, test, folder)
+    runs.say_what_was_made(settings, recipe, test, figures, folder)
+    return folder
+
+
 def with_whole_epochs(settings, num_images):
     """The settings with both `epochs` and `steps`, for a training split of `num_images`."""
     per_epoch = num_images // settings.batch_size
@@ -81,16 +121,36 @@ def with_whole_epochs(settings, num_images):
 
 
 def learning_rate(settings):
-    """Steps to a tenth at `drops`, or a cosine after a linear warm-up."""
-    peak = settings.learning_rate
+    """Steps to a tenth at `drops`, or else a cosine down to zero; either after a linear warm-up."""
+    peak, schedules = settings.learning_rate, keras.optimizers.schedules
+    warmup = min(settings.warmup_steps, settings.steps // 2)
     if settings.drops:
         rates = [peak * 0.1**n for n in range(len(settings.drops) + 1)]
-        return keras.optimizers.schedules.PiecewiseConstantDecay(list(settings.drops), rates)
-    warmup = min(settings.warmup_steps, settings.steps // 2)
+        schedule = schedules.PiecewiseConstantDecay(list(settings.drops), rates)
+        return WarmUp(schedule, warmup) if warmup else schedule
     rest = max(1, settings.steps - warmup)
     if not warmup:
-        return keras.optimizers.schedules.CosineDecay(peak, rest)
-    return keras.optimizers.schedules.CosineDecay(0.0, rest, warmup_target=peak, warmup_steps=warmup)
+        return schedules.CosineDecay(peak, rest)
+    return schedules.CosineDecay(0.0, rest, warmup_target=peak, warmup_steps=warmup)
+
+
+@keras.saving.register_keras_serializable("tfdet")
+class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
+    """Another schedule whose rate rises linearly to its full height in the first `steps` steps."""
+
+    def __init__(self, schedule, steps):
+        self.schedule, self.steps = schedule, steps
+
+    def __call__(self, step):
+        share = ops.cast(step, "float32") / self.steps
+        return self.schedule(step) * ops.minimum(share, 1.0)
+
+    def get_config(self):
+        return {"schedule": keras.saving.serialize_keras_object(self.schedule), "steps": self.steps}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(keras.saving.deserialize_keras_object(config["schedule"]), config["steps"])
 
 
 def decay_weights(model, weight_decay):
@@ -110,33 +170,43 @@ def fit(model, train, val, settings, folder):
 
     Raises:
         DataError: an image of the training split cannot be decoded (on_error="skip" would have found it before).
+        TfdetError: the folder cannot be written, the disk being full for instance.
     """
-    checkpoints = runs.Checkpoints(folder)
-    if model.optimizer.iterations.numpy() < settings.steps:
-        per_epoch = settings.steps // settings.epochs
-        done = int(model.optimizer.iterations.numpy())
-        batches = pipeline.training_batches(
+    with runs.writing_in(folder):
+        if model.optimizer.iterations.numpy() < settings.steps:
+            _fit(model, train, val, settings, folder)
+        if history := runs.read_history(folder):
+            drawing.curves(history, folder / "curves.png")
+
+
+def _fit(model, train, val, settings, folder):
+    per_epoch = settings.steps // settings.epochs
+    done = int(model.optimizer.iterations.numpy())
+
+    def batches_from_here(_):
+        return pipeline.training_batches(
             train, model, settings.batch_size, seed=settings.seed, cache=settings.cache, start_step=done
         )
-        runs.forget_history_after(folder, done // per_epoch)
-        try:
-            model.fit(
-                batches,
-                steps_per_epoch=per_epoch,
-                initial_epoch=done // per_epoch,
-                epochs=settings.epochs,
-                verbose=1 if sys.stdout.isatty() else 2,
-                callbacks=[
-                    evaluation.Evaluation(val, every=settings.evaluate_every),
-                    keras.callbacks.CSVLogger(folder / "history.csv", append=True),
-                    keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False),
-                    checkpoints,
-                ],
-            )
-        except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError):  # what tf.data says of an image, nameless
-            images = [example.image for example in train.examples]
-            ids = [example.image_id for example in train.examples]
-            raise_unreadable(ids, images, ' (on_error="skip" leaves it out)')
-            raise
-    if history := runs.read_history(folder):
-        drawing.curves(history, folder / "curves.png")
+
+    # With several replicas Keras begins to read twice. Made anew each time, the batches are the same each time.
+    batches = tf.data.Dataset.range(1).flat_map(tf.autograph.experimental.do_not_convert(batches_from_here))
+    runs.forget_history_after(folder, done // per_epoch)
+    try:
+        model.fit(
+            batches,
+            steps_per_epoch=per_epoch,
+            initial_epoch=done // per_epoch,
+            epochs=settings.epochs,
+            verbose=1 if sys.stdout.isatty() else 2,
+            callbacks=[
+                evaluation.Evaluation(val, every=settings.evaluate_every, last=runs.last_figures(folder)),
+                keras.callbacks.CSVLogger(folder / "history.csv", append=True),
+                keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False),
+                runs.Checkpoints(folder),
+            ],
+        )
+    except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError):  # what tf.data says of an image, nameless
+        images = [example.image for example in train.examples]
+        ids = [example.image_id for example in train.examples]
+        raise_unreadable(ids, images, ' (on_error="skip" leaves it out)')
+        raise

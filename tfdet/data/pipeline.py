@@ -1,9 +1,14 @@
 """tf.data: from annotated files to batches of images and targets."""
 
+import math
+
 import numpy as np
 import tensorflow as tf
+from keras import ops
 
+from tfdet.assigners import IGNORED
 from tfdet.data.images import decode
+from tfdet.data.portable import compiled, in_graph
 from tfdet.data.records import Record, read_image
 
 
@@ -11,7 +16,7 @@ def training_batches(dataset, detector, batch_size, seed=0, cache=False, start_s
     """Shuffled, augmented, encoded batches for `detector.fit`.
 
     Each epoch has another order and other augmentation, all of which follows from `seed`: the same seed gives the same
-    batches. Crowd regions are not training targets. The last, incomplete batch of an epoch is left out.
+    batches. The last, incomplete batch of an epoch is left out.
 
     Args:
         dataset: tfdet.data.Dataset.
@@ -24,7 +29,7 @@ def training_batches(dataset, detector, batch_size, seed=0, cache=False, start_s
     """
     if len(dataset) < batch_size:
         raise ValueError(f"{dataset.name}: {len(dataset)} images do not fill one batch of {batch_size}")
-    look_up = _annotations(dataset)
+    look_up, encoder = _annotations(dataset), _encoder(detector)
     # What is shuffled, as a whole, are numbers: little memory and no wait, however many images there are.
     examples = tf.data.Dataset.range(len(dataset))
     if cache:
@@ -39,10 +44,9 @@ def training_batches(dataset, detector, batch_size, seed=0, cache=False, start_s
 
     def encode(example, seed):
         example = example if cache else _decode(look_up(example))
-        kept = ~example["crowd"]
-        boxes, labels = example["boxes"][kept], example["labels"][kept]
+        boxes, labels = _objects(example, detector)
         image, boxes, labels = detector.augmentation(example["image"], boxes, labels, tf.stack([seed, 0]))
-        return image, detector.encoder(boxes, labels)
+        return image, encoder(image, boxes, labels, seed)
 
     return _batched(_map(stream, encode), batch_size, drop_remainder=True)
 
@@ -50,14 +54,13 @@ def training_batches(dataset, detector, batch_size, seed=0, cache=False, start_s
 def validation_batches(dataset, detector, batch_size):
     """Batches for `detector.evaluate` and the validation loss: in order, resized, not augmented, none left out."""
 
-    look_up = _annotations(dataset)
+    look_up, encoder, resizer = _annotations(dataset), _encoder(detector), _resizer(detector)
 
     def encode(i):
         example = _decode(look_up(i))
-        height, width, _ = tf.unstack(tf.shape(example["image"]))
-        kept = ~example["crowd"]
-        boxes = example["boxes"][kept] * detector.resizer.scale(height, width)
-        return detector.resizer(example["image"]), detector.encoder(boxes, example["labels"][kept])
+        boxes, labels = _objects(example, detector)
+        resized = resizer(example["image"])
+        return resized["images"], encoder(resized["images"], boxes * resized["scale"], labels, i)
 
     return _batched(_map(tf.data.Dataset.range(len(dataset)), encode), batch_size)
 
@@ -69,14 +72,8 @@ def prediction_batches(images, detector, batch_size):
         images: paths, `Record`s, or encoded images as bytes.
     """
 
-    source = _sources(images)
-
-    def resize(i):
-        image = decode(read(source(i)))
-        height, width, _ = tf.unstack(tf.shape(image))
-        return {"images": detector.resizer(image), "scale": detector.resizer.scale(height, width)}
-
-    return _batched(_map(tf.data.Dataset.range(len(images)), resize), batch_size)
+    source, resizer = _sources(images), _resizer(detector)
+    return _batched(_map(tf.data.Dataset.range(len(images)), lambda i: resizer(decode(read(source(i))))), batch_size)
 
 
 def read(source):
@@ -120,10 +117,46 @@ def _decode(example):
     return {**example, "image": decode(read(example["source"]))}
 
 
+def _objects(example, detector):
+    """Boxes and labels that the detector learns from; crowd regions with the label -1, or without them."""
+    if detector.wants_crowds:
+        return example["boxes"], tf.where(example["crowd"], -1, example["labels"])
+    return example["boxes"][~example["crowd"]], example["labels"][~example["crowd"]]
+
+
+def _encoder(detector):
+    """The detector's own, for tf.data."""
+    image, boxes, labels = np.zeros((32, 32, 3), np.float32), np.zeros((0, 4), np.float32), np.zeros(0, np.int32)
+    return in_graph(compiled(detector.encode), image, boxes, labels, np.int64(0))
+
+
+def _resizer(detector):
+    """A function for tf.data: image [H, W, 3] -> {"images" as the detector is fed it, "scale" [4] of its boxes}."""
+
+    def resize(image):
+        height, width, _ = ops.shape(image)
+        return {"images": detector.resizer(image), "scale": detector.resizer.scale(height, width)}
+
+    return in_graph(resize, np.zeros((1, 1, 3), np.uint8))
+
+
 def _map(examples, function):
     # All of it is TensorFlow ops already; AutoGraph would only rewrite it, and stumbles over `match`.
     return examples.map(tf.autograph.experimental.do_not_convert(function), tf.data.AUTOTUNE)
 
 
 def _batched(examples, batch_size, drop_remainder=False):
-    return examples.batch(batch_size, drop_remainder=drop_remainder).prefetch(tf.data.AUTOTUNE)
+    """Batches; where images differ in size they are padded with NaN (see tfdet.resizers), what is expected of them
+    with 0 and, labels, with IGNORED."""
+    spec = examples.element_spec
+    if all(part.shape.is_fully_defined() for part in tf.nest.flatten(spec)):
+        examples = examples.batch(batch_size, drop_remainder=drop_remainder)
+    else:
+        inputs, *targets = spec if isinstance(spec, tuple) else (spec,)
+        padding = tf.nest.map_structure(lambda part: tf.constant(math.nan, part.dtype), inputs)
+        zeros = tf.nest.map_structure(
+            lambda part: tf.constant(IGNORED if part.dtype.is_integer else 0, part.dtype), targets
+        )
+        padding = (padding, *zeros) if targets else padding
+        examples = examples.padded_batch(batch_size, padding_values=padding, drop_remainder=drop_remainder)
+    return examples.prefetch(tf.data.AUTOTUNE)

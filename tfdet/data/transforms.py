@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from tfdet.resizers import ShortSide
+
 
 class Draw:
     """Random numbers that follow from one seed [2]; each call of a method draws anew."""
@@ -81,6 +83,25 @@ class SSDAugmentation:
         part = distort_colours(part, draw) - tf.constant(self.mean)
         part = tf.pad(part, [[top, self.size - bottom], [left, self.size - right], [0, 0]])
         return tf.ensure_shape(part, (self.size, self.size, 3)) + tf.constant(self.mean)
+
+
+class RandomShortSide:
+    """Mirror with chance 1/2 and resize to one of several sizes: the training augmentation of the R-CNN family.
+
+    Args:
+        short_sides, long_side: pixels (see tfdet.resizers.ShortSide).
+    """
+
+    def __init__(self, short_sides, long_side):
+        self.short_sides, self.long_side = tuple(short_sides), long_side
+
+    def __call__(self, image, boxes, labels, seed):
+        """As SSDAugmentation; the image comes back as ShortSide makes it."""
+        draw = Draw(seed)
+        image, boxes = flip(image, boxes, draw.chance(0.5))
+        resize = ShortSide(tf.constant(self.short_sides)[draw.integer(len(self.short_sides))], self.long_side)
+        scale = resize.scale(*tf.unstack(tf.shape(image)[:2]))
+        return resize(image), boxes * scale, labels
 
 
 def expand(draw, probability=0.5, max_ratio=4.0):

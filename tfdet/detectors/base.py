@@ -13,7 +13,7 @@ class Detector(keras.Model):
 
     A subclass builds its layers, defines `call(images [B, H, W, 3]) -> {name: raw output}` and sets
 
-        encoder(boxes [M, 4], labels [M]) -> {name: target}      per image, in the input pipeline
+        encoder(boxes [M, 4], labels [M]) -> {name: target}      per image, in the input pipeline (see `encode`)
         detection_loss(targets, outputs) -> {part: scalar}       `detection_loss.parts` names them in advance
         decoder(outputs) -> detections                           in pixels of the fed image
         resizer                                                  from any image to the one that is fed
@@ -27,7 +27,8 @@ class Detector(keras.Model):
 
     def __init__(self, class_names, **kwargs):
         """class_names: a name for every class, or the number of classes, which are then called "0", "1", ..."""
-        super().__init__(**kwargs)
+        # Or under a bfloat16 policy Keras would cast the images: pixels of 128..255 become whole numbers.
+        super().__init__(autocast=False, **kwargs)
         names = range(class_names) if isinstance(class_names, int) else class_names
         self.class_names = tuple(str(name) for name in names)
 
@@ -53,11 +54,20 @@ class Detector(keras.Model):
     def build(self, input_shape):
         """Nothing: calling the layers builds them. (Keras' own build() warns of layers that are not built yet.)"""
 
+    wants_crowds = False  # whether the encoder takes crowd regions, as boxes with the label -1
+
+    def encode(self, image, boxes, labels, seed):
+        """The encoder's targets for one fed image [H, W, 3]; a subclass passes on what else its encoder wants.
+
+        seed: int, by which whatever is drawn by lot is drawn.
+        """
+        return self.encoder(boxes, labels)
+
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         if sample_weight is not None:
             raise ValueError("detectors take no sample weights")
         parts = self.detection_loss(y, y_pred)
-        batch_size = ops.shape(ops.convert_to_tensor(next(iter(y.values()))))[0]
+        batch_size = ops.shape(ops.convert_to_tensor(keras.tree.flatten(y)[0]))[0]
         for mean in self._part_means:
             # Each replica holds its share of the sum; the mean over replicas is logged.
             mean.update_state(parts[mean.name.removesuffix("_loss")] * num_replicas(), sample_weight=batch_size)

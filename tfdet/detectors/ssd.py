@@ -93,7 +93,6 @@ class SSDTargetEncoder:
         # Index -1 finds the stand-in at the end, also when there are no boxes.
         boxes = ops.pad(ops.cast(boxes, "float32"), [[0, 1], [0, 0]])
         labels = ops.pad(ops.cast(labels, "int32"), [[0, 1]], constant_values=-1)
-        matched = ops.where(matched >= 0, matched, ops.shape(labels)[0] - 1)
         deltas = self.coder.encode(self.priors, ops.take(boxes, matched, axis=0))
         return {"labels": ops.take(labels, matched, axis=0), "box_deltas": deltas}
 

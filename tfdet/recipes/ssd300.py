@@ -8,14 +8,12 @@ Measured runs, their settings and pictures: recipes/ssd300/README.md.
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Literal
 
 import keras
 
-from tfdet import commandline, runs, training
+from tfdet import commandline, training
 from tfdet.detectors.ssd import ssd300, ssd300_torchvision
-from tfdet.distribution import strategy_scope
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,38 +76,13 @@ PAPER_COCO = {**PAPER, "priors": "coco", "steps": 400_000, "drops": (280_000, 36
 def resolve(settings):
     """The settings with everything filled in that follows from the data."""
     kind = settings.data.partition(":")[0]
-    defaults = {"shapes": SHAPES, "csv": PHOTOGRAPHS, "coco": PAPER_COCO}.get(kind, PAPER)
-    missing = {name: value for name, value in defaults.items() if getattr(settings, name) is None}
-    if settings.steps is not None or settings.epochs is not None:
-        missing = {name: value for name, value in missing.items() if name not in ("steps", "epochs")}
-    return dataclasses.replace(settings, **missing)
+    return training.fill_in(settings, {"shapes": SHAPES, "csv": PHOTOGRAPHS, "coco": PAPER_COCO}.get(kind, PAPER))
 
 
 def main(args=None):
     """The recipe; `args` is the command line without the program's name. Returns the run folder."""
     settings = commandline.parse(Settings, args, prog="python -m tfdet.recipes.ssd300")
-    return commandline.run(lambda: train(resolve(settings)))
-
-
-def train(settings):
-    keras.utils.set_random_seed(settings.seed)
-    keras.mixed_precision.set_dtype_policy(settings.precision)
-    train, val, test = training.load_splits(settings)
-    settings = training.with_whole_epochs(settings, len(train))
-
-    with strategy_scope():
-        model = runs.last_checkpoint(settings.resume) if settings.resume else None
-        model = model or build(settings, train)
-        training.decay_weights(model, settings.weight_decay)
-    folder = Path(settings.resume) if settings.resume else runs.create_folder(settings, "ssd300")
-    training.fit(model, train, val, settings, folder)
-    if settings.epochs:
-        model = keras.models.load_model(folder / "best.keras")
-    else:
-        model.save(folder / "best.keras")  # as it came
-    figures = runs.report(model, test, folder)
-    runs.say_what_was_made(settings, "ssd300", test, figures, folder)
-    return folder
+    return commandline.run(lambda: training.run(resolve(settings), "ssd300", build))
 
 
 def build(settings, dataset):
