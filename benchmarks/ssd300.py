@@ -2,90 +2,36 @@
 
     python benchmarks/ssd300.py --peer PYTHON
 
-PYTHON is the interpreter of an environment with the peers (benchmarks/requirements.txt). Each side works in a process
-of its own that waits while the other is timed; the two take turns, so that both see the same machine.
+PYTHON is the interpreter of an environment with the peers (benchmarks/requirements.txt). Times are those of an image,
+memory is the peak of the process, in GB. bfloat16 is ours alone: the peer stays in float32.
 """
 
-import argparse
-import json
-import resource
-import statistics
-import subprocess
 import sys
-import time
 
-TASKS = {  # name: (what, batch size, rounds)
-    "inference, batch 1": ("infer", 1, 9),
-    "inference, batch 8": ("infer", 8, 5),
-    "training step, batch 8": ("train", 8, 3),
-    "post-processing, batch 8": ("decode", 8, 9),
+import turns
+
+TASKS = {  # name: (question, rounds)
+    "inference, batch 1": (("infer", 1), 9),
+    "inference, batch 8": (("infer", 8), 5),
+    "training step, batch 8": (("train", 8), 3),
+    "post-processing, batch 8": (("decode", 8), 9),
 }
+PAIRS = [  # (ours, theirs, names of the tasks)
+    ("tfdet", "torchvision", list(TASKS)),
+    ("tfdet", "torchvision channels_last", list(TASKS)[:3]),
+    ("tfdet bfloat16", "torchvision channels_last", list(TASKS)[:2]),
+]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", required=True, help="python of an environment with torch and torchvision")
-    parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.worker:
-        work(WORKERS[arguments.worker]())
-        return
-    print(f"{'':32} {'tfdet':>10} {'peer':>10} {'ratio':>7}   (median; spread of the ratio)")
-    for peer in ("torchvision", "torchvision channels_last"):
-        for name, (what, batch, rounds) in TASKS.items():
-            if peer != "torchvision" and what == "decode":
-                continue  # does not depend on the memory format
+    arguments = turns.arguments(__doc__, SIDES)
+    for our_side, their_side, names in PAIRS:
+        print(f"{turns.HEADER}; {our_side} against {their_side}")
+        for name in names:
             # New processes for each task, so that the peak of memory is its own.
-            ours, theirs = Process(sys.executable, "tfdet"), Process(arguments.peer, peer)
-            pairs = []
-            for turn in range(rounds + 1):
-                pair = ours.time(what, batch), theirs.time(what, batch)
-                if turn:  # the first is a warm-up
-                    pairs.append(pair)
-            ratios = [a / b for a, b in pairs]
-            a, b = (statistics.median(times) / batch * 1000 for times in zip(*pairs, strict=True))
-            spread = f"{min(ratios):.2f} .. {max(ratios):.2f}"
-            print(f"{name:32} {a:7.1f} ms {b:7.1f} ms {statistics.median(ratios):7.2f}   {spread}   per image; {peer}")
-            print(f"{'  peak memory':32} {ours.peak():7.2f} GB {theirs.peak():7.2f} GB", flush=True)
-
-
-class Process:
-    """One side, in a process that is asked for one timing at a time."""
-
-    def __init__(self, python, worker):
-        command = [python, __file__, "--peer", python, "--worker", worker]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-
-    def ask(self, *question):
-        print(json.dumps(question), file=self.process.stdin, flush=True)
-        for line in self.process.stdout:
-            if line.startswith("answer "):
-                return float(line.removeprefix("answer "))
-        raise SystemExit(f"{' '.join(self.process.args)} died")
-
-    def time(self, what, batch):
-        return self.ask(what, batch)
-
-    def peak(self):
-        """Peak memory of the process in GB; ends it."""
-        peak = self.ask("peak", 0)
-        self.process.stdin.close()
-        self.process.wait()
-        return peak
-
-
-def work(tasks):
-    for line in sys.stdin:
-        what, batch = json.loads(line)
-        if what == "peak":
-            answer = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        else:
-            start = time.perf_counter()
-            tasks(what, batch)
-            answer = time.perf_counter() - start
-        print(f"answer {answer}", flush=True)
+            ours, theirs = turns.Process(sys.executable, our_side), turns.Process(arguments.peer, their_side)
+            turns.compare(name, ours, theirs, *TASKS[name])
+            print(f"{'  peak memory':40} {ours.end():8.2f} GB {theirs.end():8.2f} GB", flush=True)
 
 
 def boxes_of(rng, count=8):
@@ -105,7 +51,7 @@ def head_outputs(rng, batch, logits=21):
     return classes, rng.normal(0, 1, (batch, 8732, 4)).astype("float32")
 
 
-def tfdet_worker():
+def tfdet_side(bfloat16=False):
     import keras
     import numpy as np
     import tensorflow as tf
@@ -113,6 +59,8 @@ def tfdet_worker():
     import tfdet
 
     model = tfdet.ssd300(20)
+    if bfloat16:
+        model = tfdet.in_bfloat16(model)
     model.compile(keras.optimizers.SGD(1e-4, momentum=0.9))
     decode = tf.function(model.decoder)
     rng, inputs = np.random.default_rng(0), {}
@@ -132,11 +80,12 @@ def tfdet_worker():
                 classes, deltas = head_outputs(rng, batch)
                 inputs[what, batch] = {"class_logits": tf.constant(classes), "box_deltas": tf.constant(deltas)}
             decode(inputs[what, batch])
+        return batch
 
     return run
 
 
-def torchvision_worker(channels_last=False):
+def torchvision_side(channels_last=False):
     import numpy as np
     import torch
     import torchvision
@@ -160,7 +109,7 @@ def torchvision_worker(channels_last=False):
                 inputs[what, batch] = head, model.anchor_generator(images, maps), images.image_sizes
             with torch.no_grad():
                 model.postprocess_detections(*inputs[what, batch])
-            return
+            return batch
         if (what, batch) not in inputs:
             images = [torch.rand(3, 300, 300) for _ in range(batch)]
             if channels_last:
@@ -179,14 +128,16 @@ def torchvision_worker(channels_last=False):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        return batch
 
     return run
 
 
-WORKERS = {
-    "tfdet": tfdet_worker,
-    "torchvision": torchvision_worker,
-    "torchvision channels_last": lambda: torchvision_worker(channels_last=True),
+SIDES = {
+    "tfdet": tfdet_side,
+    "tfdet bfloat16": lambda: tfdet_side(bfloat16=True),
+    "torchvision": torchvision_side,
+    "torchvision channels_last": lambda: torchvision_side(channels_last=True),
 }
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -85,6 +86,16 @@ def test_predict_finds_draws_and_writes(untrained, photos, tmp_path, capsys, ima
         np.testing.assert_allclose([annotation["area"] for annotation in annotations], w * h)
         assert [annotation["category_id"] - 1 for annotation in annotations] == one.labels[kept].tolist()
         np.testing.assert_allclose([annotation["score"] for annotation in annotations], one.scores[kept], atol=1e-5)
+
+
+def test_predict_in_bfloat16(model, photos, tmp_path):
+    scores = []
+    for precision in ("float32", "bfloat16"):
+        main(["predict", str(photos / "a.jpg"), "--model", model, "-o", str(tmp_path), "--precision", precision])
+        found = json.loads((tmp_path / "detections.json").read_text())["annotations"]
+        scores.append(np.sort([one["score"] for one in found])[-50:])
+    np.testing.assert_allclose(*scores, atol=0.02)
+    assert (scores[0] != scores[1]).any()
 
 
 def test_predict_keeps_what_is_good_enough(model, photos, tmp_path, capsys):
@@ -227,6 +238,17 @@ def test_export_makes_the_next_version_beside_the_first(tmp_path, model, capsys)
     main(["export", "--model", model, "-o", str(tmp_path), "--version", "2"])
     assert str(tmp_path / "2") in capsys.readouterr().out
     assert (tmp_path / "2" / "saved_model.pb").is_file()
+
+
+def test_export_in_bfloat16(tmp_path, model, exported):
+    main(["export", "--model", model, "-o", str(tmp_path), "--precision", "bfloat16"])
+    image = tf.constant(np.random.default_rng(0).integers(0, 256, (1, 90, 80, 3)), tf.uint8)
+    scores = [
+        tf.saved_model.load(folder).signatures["images"](image)["scores"].numpy()[0]
+        for folder in (exported / "1", tmp_path / "1")
+    ]
+    np.testing.assert_allclose(*scores, atol=0.02)
+    assert (scores[0] != scores[1]).any()
 
 
 def test_convert_writes_all_splits_and_says_what_it_leaves_out(tmp_path, table, capsys):

@@ -207,10 +207,13 @@ def test_multiclass_max_detections_are_the_best_over_all_classes():
     assert labels == [0, 1, 2, 0, 1, 2, 0]
 
 
-def test_multiclass_without_any_detection():
-    found = nms.multiclass_nms(np.zeros((2, 3, 4)), np.zeros((2, 3, 2)), 0.5, 0.01, 400, 6)
-    assert found["num_detections"].numpy().tolist() == [0, 0]
-    for image in range(2):
+@pytest.mark.parametrize(("num_images", "num_boxes"), [(2, 3), (2, 0), (0, 3), (0, 0)])
+def test_multiclass_without_any_detection(num_images, num_boxes):
+    boxes, scores = np.zeros((num_images, num_boxes, 4)), np.zeros((num_images, num_boxes, 2))
+    found = nms.multiclass_nms(boxes, scores, 0.5, 0.01, 400, 6)
+    assert found["num_detections"].numpy().tolist() == [0] * num_images
+    assert found["boxes"].shape == (num_images, 6, 4)
+    for image in range(num_images):
         check_padding({name: value.numpy()[image] for name, value in found.items()}, 6)
 
 

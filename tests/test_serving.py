@@ -50,9 +50,9 @@ def test_signatures(loaded, name, argument, spec):
 
 def test_batches_of_any_size(loaded, draw_image):
     pictures = [draw_image(90, 140, [(5, 5, 60, 60)], [0]), draw_image(120, 70, [], [], "JPEG")]
-    for size in (1, 2):
-        calls = {"serving_default": tf.constant(pictures[:size]), "images": tf.zeros([size, 50, 60, 3], tf.uint8)}
-        for name, batch in calls.items():
+    for size in (0, 1, 2):
+        encoded, images = tf.constant(pictures[:size], tf.string), tf.zeros([size, 50, 60, 3], tf.uint8)
+        for name, batch in {"serving_default": encoded, "images": images}.items():
             found = loaded.signatures[name](batch)
             kept = found["scores"].shape[1]
             shapes = {key: tuple(value.shape) for key, value in found.items()}

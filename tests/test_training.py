@@ -16,8 +16,8 @@ HALF_COSINE = 0.1 * (1 + math.cos(math.pi / 4)) / 2
 @pytest.mark.parametrize(
     ("changes", "rates"),
     [
-        ({"drops": (10, 20)}, {0: 0.1, 10: 0.1, 11: 0.01, 20: 0.01, 21: 0.001, 99: 0.001}),
-        ({"drops": (10,), "warmup_steps": 5}, {0: 0.1, 11: 0.01}),  # no warm-up before drops
+        ({"drops": (10, 20), "warmup_steps": 0}, {0: 0.1, 10: 0.1, 11: 0.01, 20: 0.01, 21: 0.001, 99: 0.001}),
+        ({"drops": (10,), "warmup_steps": 5}, {0: 0.0, 1: 0.02, 5: 0.1, 10: 0.1, 11: 0.01}),
         # A line to the peak at 20, then the half turn of a cosine over the 80 steps that are left.
         ({}, {0: 0.0, 5: 0.025, 20: 0.1, 40: HALF_COSINE, 60: 0.05, 100: 0.0}),
         ({"drops": None}, {5: 0.025, 60: 0.05}),

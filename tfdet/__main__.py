@@ -20,6 +20,7 @@ from tfdet.data.images import load_image
 from tfdet.detectors.base import Detector
 from tfdet.errors import TfdetError
 
+Precision = Literal["float32", "bfloat16"]
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif"}
 
 
@@ -52,6 +53,8 @@ class Predict:
     """Draw and write only detections with at least this score."""
     batch_size: int = 8
     """Images at a time."""
+    precision: Precision = "float32"
+    """bfloat16: VGG16 in half the time on processors that compute in it, slower on others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +71,8 @@ class Evaluate:
     """What to do with a broken image or box: stop, or leave it out and say so."""
     batch_size: int = 8
     """Images at a time."""
+    precision: Precision = "float32"
+    """bfloat16: VGG16 in half the time on processors that compute in it, slower on others."""
     output: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
     """JSON file for the figures."""
 
@@ -82,6 +87,8 @@ class Export:
     """Folder of the model; the export goes into a folder in it that is named by the version."""
     version: int = 1
     """Version number."""
+    precision: Precision = "float32"
+    """bfloat16: VGG16 in half the time on processors that compute in it, slower on others."""
     raw: bool = False
     """Only the network, from resized images to its raw outputs, for runtimes that have no NMS, such as OpenVINO."""
 
@@ -171,7 +178,7 @@ def check_data(arguments):
 
 def predict(arguments):
     files = find_images(arguments.images)
-    model = load_model(arguments.model)
+    model = load_model(arguments.model, arguments.precision)
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
     detections = inference.detect_files(model, files, arguments.batch_size, verbose=1)
@@ -227,7 +234,7 @@ def write_predictions(output, files, detections, class_names, min_score):
 
 
 def evaluate(arguments):
-    model = load_model(arguments.model)
+    model = load_model(arguments.model, arguments.precision)
     dataset = load_dataset(arguments.data, arguments.split, arguments.on_error)
     for line in dataset.skipped:
         print(f"left out: {line}")
@@ -242,7 +249,7 @@ def evaluate(arguments):
 
 
 def export(arguments):
-    model = load_model(arguments.model)
+    model = load_model(arguments.model, arguments.precision)
     try:
         if arguments.raw:
             folder = serving.export_raw(model, arguments.output, arguments.version)
@@ -303,8 +310,8 @@ def drawn_names(files):
     return names
 
 
-def load_model(path):
-    """A detector from a .keras file."""
+def load_model(path, precision="float32"):
+    """A detector from a .keras file, to predict in that precision."""
     if not Path(path).exists():
         raise TfdetError(f"{path}: no such file")
     if not zipfile.is_zipfile(path):
@@ -316,7 +323,7 @@ def load_model(path):
         raise TfdetError(f"{path}: not a model that tfdet can load: {reason}") from error
     if not isinstance(model, Detector):
         raise TfdetError(f"{path}: a Keras model, but not a detector of tfdet")
-    return model
+    return inference.in_bfloat16(model) if precision == "bfloat16" else model
 
 
 def tables(figures, title):

@@ -7,7 +7,10 @@ import tensorflow as tf
 
 
 def strategy_scope():
-    """`with strategy_scope():` builds a model for all GPUs of the machine (MirroredStrategy), or for its one device."""
+    """`with strategy_scope():` builds a model for all GPUs of the machine (MirroredStrategy), or for its one device.
+
+    With Keras on another backend it does nothing: on JAX `keras.distribution.DataParallel` is the way.
+    """
     if keras.backend.backend() == "tensorflow" and len(tf.config.list_logical_devices("GPU")) > 1:
         return tf.distribute.MirroredStrategy().scope()
     return contextlib.nullcontext()

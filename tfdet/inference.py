@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -26,6 +27,22 @@ class Detections(NamedTuple):
         """The same with label c replaced by labels[c]; where that is negative, left out."""
         new = labels[self.labels]
         return Detections(self.image_id, self.boxes[new >= 0], self.scores[new >= 0], new[new >= 0])
+
+
+def in_bfloat16(detector):
+    """A copy of the detector whose network computes in bfloat16, for `predict`, `detect` and `export`.
+
+    With VGG16 it takes half the time where the processor computes in bfloat16 (AVX512-BF16, AMX); small backbones
+    hardly gain, and other processors lose. Pixels, raw outputs, boxes, scores and NMS stay in float32, and so do the
+    weights. Train and save the original.
+    """
+    copy = type(detector).from_config(detector.get_config())
+    copy.set_weights(detector.get_weights())
+    copy.resizer, copy.decoder = detector.resizer, detector.decoder  # no part of the config
+    for layer in copy._flatten_layers(include_self=False):
+        if not isinstance(layer, (keras.layers.Rescaling, keras.layers.Reshape)):  # of pixels; of raw outputs
+            layer.dtype_policy = "mixed_bfloat16"
+    return copy
 
 
 def detect(detector, dataset, batch_size=8, verbose=0):

@@ -1,15 +1,18 @@
 """The folder that a run leaves everything in: settings, checkpoints, history, report."""
 
+import contextlib
 import csv
 import dataclasses
 import datetime
 import json
 import os
+import re
 import shutil
 import zipfile
 from pathlib import Path
 
 import keras
+import tensorflow as tf
 
 from tfdet import drawing, evaluation, inference, serving
 from tfdet.data.images import load_image
@@ -23,9 +26,43 @@ def create_folder(settings, recipe):
     folder = Path(settings.output or f"runs/{recipe}-{kind}-{stamp}")
     if folder.exists() and any(folder.iterdir()):
         raise TfdetError(f"{folder}: this run folder is not empty; --resume {folder} goes on with its run")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_settings(settings, folder / "settings.toml")
+    with writing_in(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_settings(settings, folder / "settings.toml")
     return folder
+
+
+@contextlib.contextmanager
+def writing_in(folder):
+    """Around everything that writes in a run folder: a full disk and the like end as one line.
+
+    Raises:
+        TfdetError: something there cannot be written; says which checkpoints are whole.
+    """
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        reason = error
+        if isinstance(error, tf.errors.OpError):
+            if str(folder) not in error.message:  # not of TensorBoard nor the export, but of training
+                raise
+            reason = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message).strip().splitlines()[0]
+        kept = ", ".join(path.name for path in _checkpoints(folder))
+        hint = f"--resume {folder} goes on; whole checkpoints: {kept}" if kept else "there is no checkpoint yet"
+        raise TfdetError(f"{folder}: cannot be written: {reason}; {hint}") from error
+
+
+@contextlib.contextmanager
+def _complete(path):
+    """A name to write a file under; it becomes `path` once all of it is on the disk, and is removed if it never is."""
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    try:
+        yield unfinished
+        with open(unfinished, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def write_settings(settings, path):
@@ -34,7 +71,8 @@ def write_settings(settings, path):
     values = {key: value for key, value in values.items() if value is not None}
     # JSON's strings, numbers, booleans and lists are TOML's.
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()]
-    Path(path).write_text("".join(lines), encoding="utf-8")
+    with _complete(Path(path)) as unfinished:  # half of them would be a run of other settings
+        unfinished.write_text("".join(lines), encoding="utf-8")
 
 
 class Checkpoints(keras.callbacks.Callback):
@@ -56,25 +94,18 @@ class Checkpoints(keras.callbacks.Callback):
         improved = logs["val_AP"] > self.best
         self.best = max(self.best, logs["val_AP"])
         (self.folder / "checkpoints").mkdir(exist_ok=True)
-        self._save(self.folder / "checkpoints" / f"epoch-{epoch + 1:05d}.keras")
+        # In this order: were the run cut off between the two, it would go on from before this epoch and save it again.
         if improved or not (self.folder / "best.keras").exists():
             self._save(self.folder / "best.keras")
+        self._save(self.folder / "checkpoints" / f"epoch-{epoch + 1:05d}.keras")
         for old in _checkpoints(self.folder)[:-2]:
             old.unlink()
 
     def _save(self, path):
-        unfinished = path.with_name(f".unfinished-{path.name}")
-        try:
+        with _complete(path) as unfinished:
             self.model.save(unfinished)
             with zipfile.ZipFile(unfinished, "a") as archive:
                 archive.writestr(STATE, json.dumps({"best_val_AP": self.best}))
-            with open(unfinished, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-        except OSError as error:
-            unfinished.unlink(missing_ok=True)
-            kept = ", ".join(file.name for file in _checkpoints(self.folder)) or "none yet"
-            raise TfdetError(f"{path}: cannot be written: {error}; whole checkpoints: {kept}") from error
 
 
 STATE = "tfdet-run.json"  # inside the .keras archive, beside what Keras puts there
@@ -105,25 +136,32 @@ def read_history(folder):
     return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else ()) if name != "epoch"}
 
 
+def last_figures(folder):
+    """The figures of the last evaluation in history.csv, {"AP": ...}; None before the first."""
+    columns = {name: values for name, values in read_history(folder).items() if name.startswith("val_")}
+    return {name.removeprefix("val_"): values[-1] for name, values in columns.items()} or None
+
+
 def forget_history_after(folder, epochs):
     """Keep the first `epochs` rows of history.csv: those after the last checkpoint are about to be written again."""
     path = Path(folder) / "history.csv"
     if path.exists():
-        lines = path.read_bytes().splitlines(keepends=True)
-        path.write_bytes(b"".join(lines[: epochs + 1]) if epochs else b"")
+        kept = path.read_bytes().splitlines(keepends=True)[: epochs + 1] if epochs else []
+        os.truncate(path, sum(map(len, kept)))  # needs no space, whereas a full disk would lose a file written anew
 
 
 def report(model, test, folder, examples=8):
     """Evaluate on a Dataset, draw predictions beside ground truth, export; returns the figures."""
     figures = evaluation.evaluate(model, test)
-    (folder / "evaluation.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     shown = dataclasses.replace(test, examples=test.examples[:examples])
     images = [load_image(example.image) for example in shown.examples]
     found = inference.detect(model, shown)
     picture = drawing.truth_and_predictions(images, shown.examples, found, test.class_names)
-    picture.save(folder / "predictions.png")
-    shutil.rmtree(folder / "export", ignore_errors=True)  # of a run that is resumed
-    serving.export(model, folder / "export")
+    with writing_in(folder):
+        (folder / "evaluation.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        picture.save(folder / "predictions.png")
+        shutil.rmtree(folder / "export", ignore_errors=True)  # of a run that is resumed
+        serving.export(model, folder / "export")
     return figures
 
 

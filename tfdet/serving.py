@@ -1,5 +1,6 @@
 """SavedModel export for TensorFlow Serving: from encoded images to detections in their pixels, all in the graph."""
 
+import math
 import os
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from tfdet.data.images import decode
 
 # Sizes of the warm-up batches: those that the README's batching settings allow.
 BATCH_SIZES = (1, 2, 4, 8)
+PADDING = (math.nan, 0.0, False)  # of images that are smaller than others of their batch (see tfdet.resizers)
 
 
 def export(detector, folder, version=1):
@@ -36,19 +38,21 @@ def export(detector, folder, version=1):
 
     def from_bytes(image_bytes):
         # Sizes differ, so each image is decoded and resized by itself; the network sees one batch.
-        kinds = (tf.float32, tf.float32, tf.bool)
-        images, scale, readable = tf.map_fn(prepare, image_bytes, fn_output_signature=kinds)
+        prepared = tf.data.Dataset.from_tensor_slices(image_bytes).map(prepare, tf.data.AUTOTUNE)
+        batch_size = tf.shape(image_bytes, tf.int64)[0]
+        images, scale, readable = prepared.padded_batch(batch_size, padding_values=PADDING).get_single_element()
         found = detector.detect(images, scale)
         return {name: _only_where(readable, name, value) for name, value in found.items()}
 
+    @tf.autograph.experimental.do_not_convert
     def prepare(encoded):
         image, readable = decode_if_possible(encoded)
         height, width, _ = tf.unstack(tf.shape(image))
         return detector.resizer(image), detector.resizer.scale(height, width), readable
 
     endpoints = {
-        "serving_default": (from_bytes, tf.TensorSpec([None], tf.string, name="image_bytes")),
-        "images": (from_images, tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")),
+        "serving_default": (_also_of_nothing(from_bytes), tf.TensorSpec([None], tf.string, name="image_bytes")),
+        "images": (_also_of_nothing(from_images), tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")),
     }
     pixels = tf.zeros([32, 32, 3], tf.uint8)
     picture = tf.io.encode_jpeg(pixels)
@@ -121,6 +125,17 @@ def _write(detector, endpoints, folder, version, warm_up=()):
     (extra / "class_names.txt").write_text("".join(f"{name}\n" for name in detector.class_names), encoding="utf-8")
     os.replace(unfinished, target)
     return target
+
+
+def _also_of_nothing(function):
+    """The function {name: [B, ...]} of a batch, for B = 0 too, where TensorFlow's convolutions on the CPU fail."""
+
+    def run(batch):
+        count, *shape = tf.unstack(tf.shape(batch))
+        stand_in = tf.zeros([tf.cast(count == 0, tf.int32), *shape], batch.dtype)
+        return {name: value[:count] for name, value in function(tf.concat([batch, stand_in], axis=0)).items()}
+
+    return run
 
 
 def _prediction_log(signature, inputs):

@@ -3,9 +3,11 @@
 import copy
 import io
 import json
+import tempfile
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -15,6 +17,7 @@ from tfdet.data.images import load_image
 from tfdet.errors import TfdetError
 
 few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fewer = settings(few, max_examples=20)  # of what takes longer to read
 
 
 def encode(mode, format, **options):
@@ -50,6 +53,45 @@ COCO = {
     ],
     "categories": [{"id": 3, "name": "cat"}, {"id": 5, "name": "dog"}],
 }
+FEATURES = {  # of 24x18 pixels
+    "image/encoded": IMAGES[:1],
+    "image/source_id": [b"7"],
+    "image/filename": [b"a.jpg"],
+    "image/height": [18],
+    "image/width": [24],
+    "image/object/bbox/xmin": [0.25, 0.5],
+    "image/object/bbox/xmax": [0.75, 1.0],
+    "image/object/bbox/ymin": [0.5, 0.0],
+    "image/object/bbox/ymax": [1.0, 0.25],
+    "image/object/class/text": [b"dog", b"cat"],
+    "image/object/class/label": [2, 1],
+    "image/object/difficult": [0, 1],
+    "image/object/is_crowd": [1, 0],
+    "image/object/area": [40.5, 20.0],
+}
+LABEL_MAP = '# classes\nitem { id: 1 name: \'cat\' }\nitem {\n  id: 2\n  name: "n02" display_name: "dog"\n}\n'
+
+
+def record(features):
+    """A serialised tf.train.Example of lists of bytes, whole numbers or floats."""
+    example = tf.train.Example()
+    for name, values in features.items():
+        feature = example.features.feature[name]
+        if values and isinstance(values[0], bytes):
+            feature.bytes_list.value.extend(values)
+        elif values and isinstance(values[0], int):
+            feature.int64_list.value.extend(values)
+        else:
+            feature.float_list.value.extend(values)
+    return example.SerializeToString()
+
+
+def shard(records):
+    with tempfile.NamedTemporaryFile() as file:
+        with tf.io.TFRecordWriter(file.name) as writer:
+            for one in records:
+                writer.write(one)
+        return file.read()
 
 
 @st.composite
@@ -63,6 +105,17 @@ def damaged(draw, content):
         content[at:to] = new
     end = draw(st.just(len(content)) | st.integers(0, len(content)))
     return bytes(content[:end])
+
+
+@st.composite
+def changed_features(draw):
+    """A record with some features of other values, of another kind, in another number, or left out."""
+    features = dict(FEATURES)
+    for name in draw(st.lists(st.sampled_from(sorted(FEATURES)), min_size=1, max_size=3)):
+        floats = st.floats(width=32) | st.sampled_from([-0.5, 1.0, 1e30])
+        kinds = st.just(FEATURES[name][0]), st.binary(max_size=9), st.integers(-(2**63), 2**63 - 1), floats
+        features[name] = draw(st.one_of(*(st.lists(kind, max_size=3) for kind in kinds)))
+    return record(features)
 
 
 numbers = st.integers() | st.floats() | st.sampled_from([0, -1, 1e300, 2**31, 2**63, 10**400])
@@ -182,3 +235,25 @@ def test_damaged_xml(folder, content):
 def test_damaged_csv(folder, content):
     (folder / "boxes.csv").write_bytes(content)
     load(f"csv:{folder / 'boxes.csv'}")
+
+
+@fewer
+@given(damaged(shard([record(FEATURES)] * 3)))
+def test_damaged_shards(folder, content):
+    (folder / "train.tfrecord").write_bytes(content)
+    load(f"tfrecord:{folder}")
+
+
+@fewer
+@given(st.lists(changed_features() | damaged(record(FEATURES)), min_size=1, max_size=3))
+def test_damaged_records(folder, records):
+    (folder / "train.tfrecord").write_bytes(shard([*records, record(FEATURES)]))
+    load(f"tfrecord:{folder}")
+
+
+@fewer
+@given(changed_text(LABEL_MAP, " \n") | damaged(LABEL_MAP.encode()))
+def test_damaged_label_map(folder, content):
+    (folder / "train.tfrecord").write_bytes(shard([record(FEATURES)]))
+    (folder / "label_map.pbtxt").write_bytes(content)
+    load(f"tfrecord:{folder}")

@@ -286,7 +286,8 @@ class Plain:
         def scale(height, width):
             return tf.ones(4)
 
-    encoder = staticmethod(lambda boxes, labels: {"count": tf.shape(labels)[0]})
+    wants_crowds = False
+    encode = staticmethod(lambda image, boxes, labels, seed: {"count": tf.shape(labels)[0]})
 
 
 def test_any_mixture_of_sources_can_be_read(tmp_path):

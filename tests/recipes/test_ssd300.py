@@ -12,7 +12,7 @@ import tensorflow as tf
 from PIL import Image
 
 import tfdet
-from tfdet import commandline
+from tfdet import commandline, runs, training
 from tfdet.data.shapes import CLASS_NAMES, draw_example
 from tfdet.recipes import ssd300
 
@@ -73,7 +73,7 @@ def table(tmp_path_factory):
     return folder / "boxes.csv"
 
 
-FLAGS = ["--backbone", "vgg_slim", "--backbone-weights", "none", "--steps", "6", "--batch-size", "2", "--drops"]
+FLAGS = ["--backbone", "vgg_slim", "--backbone-weights", "none", "--steps", "9", "--batch-size", "2", "--drops"]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,8 @@ def run(table, tmp_path_factory):
     output = tmp_path_factory.mktemp("run") / "folder"
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        folder = ssd300.main(["--data", f"csv:{table}", *FLAGS, "--warmup-steps", "2", "--output", str(output)])
+        flags = [*FLAGS, "--warmup-steps", "2", "--evaluate-every", "2"]
+        folder = ssd300.main(["--data", f"csv:{table}", *flags, "--output", str(output)])
     assert folder == output
     return folder, printed.getvalue()
 
@@ -90,11 +91,11 @@ def run(table, tmp_path_factory):
 def test_the_run_folder_holds_everything(run, table):
     folder, _ = run
     settings = commandline.parse(ssd300.Settings, ["--config", str(folder / "settings.toml")])
-    assert (settings.data, settings.batch_size, settings.steps, settings.drops) == (f"csv:{table}", 2, 6, ())
+    assert (settings.data, settings.batch_size, settings.steps, settings.drops) == (f"csv:{table}", 2, 9, ())
 
     with open(folder / "history.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
     for column in ("loss", "class_loss", "box_loss", "val_AP", "val_AP50"):
         assert all(np.isfinite(float(row[column])) for row in rows), column
     assert list((folder / "tensorboard").rglob("events.out.tfevents.*"))
@@ -112,7 +113,8 @@ def test_the_run_folder_holds_everything(run, table):
 def test_its_models_can_be_used(run, table):
     folder, _ = run
     checkpoints = sorted((folder / "checkpoints").iterdir())
-    assert int(keras.models.load_model(checkpoints[-1]).optimizer.iterations) == 6
+    assert [path.name for path in checkpoints] == ["epoch-00002.keras", "epoch-00003.keras"]
+    assert int(keras.models.load_model(checkpoints[-1]).optimizer.iterations) == 9
     best = keras.models.load_model(folder / "best.keras")
     assert best.class_names == tfdet.load_dataset(f"csv:{table}", "val").class_names
 
@@ -123,22 +125,47 @@ def test_its_models_can_be_used(run, table):
     np.testing.assert_allclose(found["scores"][0, : len(alone.scores)], alone.scores, atol=1e-5)
 
 
-def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(run, tmp_path):
-    whole, _ = run
-    cut = tmp_path / "cut"
-    shutil.copytree(whole, cut)
-    (cut / "checkpoints" / "epoch-00002.keras").unlink()
+def cut_off(whole, folder):
+    """A copy of a run's folder as a kill before its last checkpoint leaves it."""
+    shutil.copytree(whole, folder)
+    last = max((folder / "checkpoints").iterdir())
+    last.unlink()
     # What a kill in the middle of saving leaves is not taken for a checkpoint.
-    (cut / "checkpoints" / ".unfinished-epoch-00002.keras").write_bytes(b"half of one")
-    ssd300.main(["--resume", str(cut)])
+    last.with_name(f".unfinished-{last.name}").write_bytes(b"half of one")
+    return folder
 
-    first, second = (keras.models.load_model(f / "checkpoints" / "epoch-00002.keras") for f in (whole, cut))
-    assert int(second.optimizer.iterations) == 6
-    for a, b in zip(first.get_weights(), second.get_weights(), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
-    for a, b in zip(first.optimizer.variables, second.optimizer.variables, strict=True):
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=0, atol=1e-6)
-    assert (cut / "history.csv").read_bytes() == (whole / "history.csv").read_bytes()
+
+def assert_same_run(one, other):
+    last = max((one / "checkpoints").glob("*.keras")).name
+    for file in ("best.keras", f"checkpoints/{last}"):
+        first, second = (keras.models.load_model(folder / file) for folder in (one, other))
+        assert int(first.optimizer.iterations) == int(second.optimizer.iterations)
+        for a, b in zip(first.get_weights(), second.get_weights(), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+        for a, b in zip(first.optimizer.variables, second.optimizer.variables, strict=True):
+            np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=0, atol=1e-6)
+    assert (one / "history.csv").read_bytes() == (other / "history.csv").read_bytes()
+
+
+def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(run, tmp_path):
+    """Its third epoch is not evaluated, neither at once nor after a cut."""
+    whole, _ = run
+    cut = cut_off(whole, tmp_path / "cut")
+    ssd300.main(["--resume", str(cut)])
+    assert_same_run(whole, cut)
+    with open(cut / "history.csv", newline="") as file:
+        _, second, third = csv.DictReader(file)
+    assert {name: second[name] == third[name] for name in ("loss", "val_AP50")} == {"loss": False, "val_AP50": True}
+
+
+def test_a_run_of_two_replicas_that_was_cut_off(table, two_replicas, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "strategy_scope", two_replicas.scope)
+    monkeypatch.setattr(runs, "report", lambda *_: {"AP": 0.0, "AP50": 0.0})  # is no part of this
+    whole = tmp_path / "whole"
+    ssd300.main(["--data", f"csv:{table}", *FLAGS, "--epochs", "2", "--output", str(whole)])
+    cut = cut_off(whole, tmp_path / "cut")
+    ssd300.main(["--resume", str(cut)])
+    assert_same_run(whole, cut)
 
 
 def test_it_says_how_good_where_and_what_next(run):

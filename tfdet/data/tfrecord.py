@@ -159,7 +159,8 @@ def _read_shard(shard):
     try:
         problems = Problems("skip")
         rows = [_row(*record, problems) for record in _records(shard)]
-    except tf.errors.OpError:  # which does not say where: once more, slowly, each record by itself
+    # None says where: once more, slowly, each record by itself. UnicodeDecodeError: TensorFlow quotes the record.
+    except (tf.errors.OpError, UnicodeDecodeError):
         problems = Problems("skip")
         rows = [_row(*record, problems) for record in _records_that_can_be_read(shard, problems)]
     return [row for row in rows if row is not None], problems.lines
@@ -183,8 +184,8 @@ def _records_that_can_be_read(shard, problems):
             ((features, _),) = _parse(_read_record(shard, offset)[None])
         except tf.errors.DataLossError:
             problems.report(f"{record}: is corrupt: its checksum is wrong")
-        except tf.errors.InvalidArgumentError as error:
-            feature = re.search(r"Key: ([\w/]+)", error.message)
+        except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:
+            feature = re.search(r"Key: ([\w/]+)", str(error))
             fault = f"{feature[1]} has the wrong type or number of values" if feature else "is no tf.train.Example"
             problems.report(f"{record}: {fault}")
         else:
