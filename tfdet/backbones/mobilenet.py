@@ -10,6 +10,7 @@ the paper): the expansion of the first block that leaves each stride, the last a
 import keras
 
 from ..weights import keras_application, load_arrays, load_torch, read_state_dict
+from .normalization import BatchNorm
 from .vgg import TORCH_PIXELS
 
 # Table 2 of the paper: expansion, output channels, repetitions, stride of the first repetition.
@@ -53,9 +54,7 @@ def _network(pixels, symmetric, epsilon):
     """
 
     def norm(x, name, relu=True):
-        # One set of statistics over all replicas. Keras knows that only for TensorFlow and raises elsewhere.
-        everywhere = keras.backend.backend() == "tensorflow"
-        x = keras.layers.BatchNormalization(momentum=0.9, epsilon=epsilon, synchronized=everywhere, name=name)(x)
+        x = BatchNorm(epsilon=epsilon, name=name)(x)
         return keras.layers.ReLU(6.0, name=f"{name}_relu")(x) if relu else x
 
     def pad(x, stride, name):

@@ -11,46 +11,10 @@ import keras
 
 from ..errors import TfdetError, WeightsError
 from ..weights import keras_application, load_arrays, load_torch, read_state_dict
+from .normalization import BatchNorm, FrozenBatchNorm
 from .vgg import TORCH_PIXELS
 
 KERAS_PIXELS = ([1.0, 1.0, 1.0], [-123.68, -116.779, -103.939])  # keras.applications: x - mean
-
-
-@keras.saving.register_keras_serializable("tfdet")
-class BatchNorm(keras.layers.BatchNormalization):
-    """Keras' layer. At inference it is TensorFlow's one operation, which joins the convolution before it."""
-
-    def call(self, inputs, training=None, mask=None):
-        if training or keras.backend.backend() != "tensorflow" or self.compute_dtype == "float64":
-            return super().call(inputs, training=training, mask=mask)
-        import tensorflow as tf
-
-        # tf.nn.fused_batch_norm would not take an epsilon below 1.001e-5
-        return tf.raw_ops.FusedBatchNormV3(
-            x=inputs,
-            scale=self.gamma.value,
-            offset=self.beta.value,
-            mean=self.moving_mean.value,
-            variance=self.moving_variance.value,
-            epsilon=self.epsilon,
-            is_training=False,
-        ).y
-
-
-@keras.saving.register_keras_serializable("tfdet")
-class FrozenBatchNorm(BatchNorm):
-    """Batch normalisation that stays as it was loaded: a detector's batches are too small to measure statistics with.
-
-    Whatever `trainable` is set to, it neither trains its scale and offset nor updates its statistics.
-    """
-
-    @property
-    def trainable(self):
-        return False
-
-    @trainable.setter
-    def trainable(self, value):
-        """Does nothing: Keras sets it in every layer of a model that is thawed."""
 
 
 def resnet18(weights=None, norm=None, trainable_stages=None):
@@ -193,9 +157,7 @@ def _normalization(norm, epsilon, name):
         return keras.layers.GroupNormalization(32, epsilon=epsilon, name=name)
     if norm == "frozen":
         return FrozenBatchNorm(epsilon=epsilon, name=name)
-    # One set of statistics over all replicas. Keras knows that only for TensorFlow and raises elsewhere.
-    everywhere = keras.backend.backend() == "tensorflow"
-    return BatchNorm(momentum=0.9, epsilon=epsilon, synchronized=everywhere, name=name)
+    return BatchNorm(epsilon=epsilon, name=name)
 
 
 def _load_keras(model, source):

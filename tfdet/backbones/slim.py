@@ -2,6 +2,7 @@
 
 import keras
 
+from .normalization import BatchNorm
 from .vgg import CAFFE_PIXELS
 
 
@@ -32,9 +33,7 @@ def vgg_slim():
 
 def _convolution(x, channels, name, stride=1):
     x = keras.layers.Conv2D(channels, 3, stride, padding="same", use_bias=False, name=name)(x)
-    # One set of statistics over all replicas. Keras knows that only for TensorFlow and raises elsewhere.
-    everywhere = keras.backend.backend() == "tensorflow"
-    x = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=everywhere, name=f"{name}_norm")(x)
+    x = BatchNorm(name=f"{name}_norm")(x)
     return keras.layers.ReLU(name=f"{name}_relu")(x)
 
 
