@@ -170,6 +170,9 @@ class RegionTargets:
             {"regions" [B, S, 4], "region_labels" int32 [B, S]: -1 for background, -2 for the padding where there were
             not enough, "region_deltas" [B, S, 4]} of the S that were drawn. No gradient passes.
         """
+        # One of padding more, so that there is something to take also when there are no boxes.
+        boxes = ops.pad(boxes, [[0, 0], [0, 1], [0, 0]])
+        labels = ops.pad(labels, [[0, 0], [0, 1]], constant_values=IGNORED)
         candidates, valid = self.sampler.candidates(proposals, box_ops.area(proposals) > 0, boxes, labels)
         matched = ops.map(self._match, (candidates, boxes, labels))
         index, drawn = self.sampler.pick(ops.where(valid, matched, IGNORED), seed)
