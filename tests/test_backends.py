@@ -88,6 +88,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import tfdet
+from tfdet import training
 from tfdet.data.images import load_image
 
 folder = Path(sys.argv[1])
@@ -109,13 +110,18 @@ found["fit"] = logs["loss"]
 found["evaluate"] = model.evaluate(batches, verbose=0, return_dict=True)["loss"]
 model.save(folder / "end.keras")
 
-picture = load_image(dataset.examples[0].image)[None]
-found |= {f"predict/{name}": value for name, value in model.predict(picture, verbose=0).items()}
-assert [one.image_id for one in tfdet.detect(model, dataset)] == ["tall.png", "empty.png"]
-try:
-    tfdet.export(model, folder / "export")
-except tfdet.TfdetError as error:
-    found["refusal"] = str(error)
+# NMS, and with it all detection, is TensorFlow's.
+attempts = {
+    "predict": lambda: model.predict(load_image(dataset.examples[0].image)[None], verbose=0),
+    "detect": lambda: tfdet.detect(model, dataset),
+    "export": lambda: tfdet.export(model, folder / "export"),
+    "recipe": lambda: training.run(training.Settings(), "ssd300", None),
+}
+for name, attempt in attempts.items():
+    try:
+        attempt()
+    except tfdet.TfdetError as error:
+        found[f"refusal/{name}"] = str(error)
 np.savez(folder / "found.npz", **found)
 """
 
@@ -155,7 +161,8 @@ def test_a_script_trains_as_on_tensorflow(backend, tmp_path, draw_image):
 
     # The same weights and images: the same step.
     start = vector(model.get_weights())
-    images, targets = next(tfdet.validation_batches(dataset, model, 2).as_numpy_iterator())
+    batches = tfdet.validation_batches(dataset, model, 2)
+    images, targets = next(batches.as_numpy_iterator())
     for name, value in model.train_on_batch(images, targets, return_dict=True).items():
         assert found[f"step/{name}"] == pytest.approx(value, rel=1e-5)
     end = vector(model.get_weights())
@@ -166,12 +173,14 @@ def test_a_script_trains_as_on_tensorflow(backend, tmp_path, draw_image):
     assert np.isfinite(found["augmented"]).all()
     assert found["fit"][-1] < 0.1 * found["fit"][0]
     assert found["evaluate"] < 0.1 * found["fit"][0]
-    assert "KERAS_BACKEND=tensorflow" in str(found["refusal"])
+    for what in ("predict", "detect", "export", "recipe"):
+        assert "KERAS_BACKEND=tensorflow" in str(found[f"refusal/{what}"])
 
-    # And back to TensorFlow.
+    # And back to TensorFlow, which goes on and finds what the other has learned.
     trained = keras.models.load_model(tmp_path / "end.keras")
     assert int(trained.optimizer.iterations) == 60
-    expected = trained.predict(load_image(dataset.examples[0].image)[None], verbose=0)
-    assert expected["num_detections"][0] > 0
-    for name, value in expected.items():
-        np.testing.assert_allclose(found[f"predict/{name}"], value, rtol=0, atol=1e-2 if name == "boxes" else 1e-4)
+    assert trained.evaluate(batches, verbose=0, return_dict=True)["loss"] == pytest.approx(
+        float(found["evaluate"]), rel=1e-3
+    )
+    image = load_image(dataset.examples[0].image)[None]
+    assert (trained.predict(image, verbose=0)["scores"][0, :2] > 0.5).all()

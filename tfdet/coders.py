@@ -43,7 +43,7 @@ class DeltaXYWH:
         """anchors [..., 4] xyxy pixels and deltas [..., 4] of broadcastable shapes -> boxes [..., 4] xyxy pixels."""
         centre, size = self._centre_and_size(anchors)
         deltas = ops.cast(deltas, "float32") * ops.convert_to_tensor(self.stds, "float32")
-        centre += deltas[..., :2] * size
+        centre = centre + deltas[..., :2] * size
         half = ops.exp(ops.minimum(deltas[..., 2:], math.log(self.max_ratio))) * size / 2
         return ops.concatenate([centre - half, centre + half], axis=-1)
 

@@ -1,5 +1,7 @@
 """The errors that tfdet raises on purpose. Each message is one line and names the file, the box or the part."""
 
+import keras
+
 
 def one_line(text):
     """The text with whatever cannot be printed in a line (ends of lines, codes for the terminal) as \\n, \\x1b, ..."""
@@ -27,3 +29,12 @@ class NonFiniteLossError(TfdetError):
 
 class ServerError(TfdetError):
     """A server cannot be reached, refuses the request, or answers something else than detections."""
+
+
+def require_tensorflow(what):
+    """Raises TfdetError where Keras computes with another backend: training steps do not need TensorFlow, NMS does."""
+    if keras.backend.backend() != "tensorflow":
+        raise TfdetError(
+            f"{what} needs Keras on TensorFlow: save the model, and load it with KERAS_BACKEND=tensorflow "
+            f"(here it is {keras.backend.backend()})"
+        )

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from tfdet.data.images import decode
+from tfdet.errors import require_tensorflow
 
 # Sizes of the warm-up batches: those that the README's batching settings allow.
 BATCH_SIZES = (1, 2, 4, 8)
@@ -29,6 +30,7 @@ def export(detector, folder, version=1):
 
     Raises:
         FileExistsError: there is such a version.
+        TfdetError: Keras computes with another backend than TensorFlow.
     Returns:
         Path of the version's folder.
     """
@@ -106,6 +108,7 @@ def _write(detector, endpoints, folder, version, warm_up=()):
 
     It appears under its number only when it is complete, as TF Serving looks for new versions all the time.
     """
+    require_tensorflow("export")
     target = Path(folder) / str(version)
     if target.exists():
         raise FileExistsError(f"{target}: this version exists already")

@@ -13,7 +13,7 @@ from tfdet import drawing, evaluation, runs
 from tfdet.data import load_dataset, pipeline
 from tfdet.data.validation import raise_unreadable
 from tfdet.distribution import strategy_scope
-from tfdet.errors import TfdetError
+from tfdet.errors import TfdetError, require_tensorflow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +92,7 @@ def run(settings, recipe, build):
         recipe: its name.
         build: function (settings, training Dataset) -> compiled detector.
     """
+    require_tensorflow("a recipe")
     keras.utils.set_random_seed(settings.seed)
     keras.mixed_precision.set_dtype_policy(settings.precision)
     train, val, test = load_splits(settings)

@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from tfdet.distribution import num_replicas
-from tfdet.errors import NonFiniteLossError
+from tfdet.errors import NonFiniteLossError, require_tensorflow
 
 
 class Detector(keras.Model):
@@ -84,7 +84,12 @@ class Detector(keras.Model):
         return super().fit(x, *args, callbacks=[StopOnNonFiniteLoss(), *callbacks], **kwargs)
 
     def make_predict_function(self, force=False):
-        """keras.Model's, but not compiled by XLA, whatever `jit_compile` says: NMS has no XLA kernel."""
+        """keras.Model's, but not compiled by XLA, whatever `jit_compile` says: NMS has no XLA kernel.
+
+        Raises:
+            TfdetError: Keras computes with another backend.
+        """
+        require_tensorflow("detection")
         jit_compile, self.jit_compile = self.jit_compile, False
         super().make_predict_function(force)
         self.jit_compile = jit_compile
