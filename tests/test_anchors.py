@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdet.anchors import AnchorGenerator, PriorBox, ssd_sizes
+from tfdet.anchors import AnchorGenerator, AnchorPyramid, PriorBox, ssd_sizes
 
 ROOT2, ROOT3 = math.sqrt(2), math.sqrt(3)
 
@@ -183,3 +183,148 @@ def test_serialization_of_anchors():
     assert again.name == "level"
     assert again.num_anchors == 4
     np.testing.assert_array_equal(again((3, 2)), generator((3, 2)))
+
+
+# Stride and offset of the generator, the strides that are asked for (vertical, horizontal) -> centres of 2 x 3 cells.
+STRIDES = {
+    "its own": (10, 0.0, None, [(0, 0), (10, 0), (20, 0), (0, 10), (10, 10), (20, 10)]),
+    "others": (10, 0.0, (7, 11), [(0, 0), (11, 0), (22, 0), (0, 7), (11, 7), (22, 7)]),
+    "the offset is in cells of these": (10, 0.5, (8, 12), [(6, 4), (18, 4), (30, 4), (6, 12), (18, 12), (30, 12)]),
+}
+
+
+@pytest.mark.parametrize(("stride", "offset", "strides", "centres"), STRIDES.values(), ids=STRIDES)
+def test_strides_that_are_not_the_generators_own(stride, offset, strides, centres):
+    generator = AnchorGenerator((5,), (1,), stride, offset, rounded=True)  # half of 5 goes to the even 2
+    np.testing.assert_array_equal(generator((2, 3), strides), [around(x, y, 4, 4) for x, y in centres])
+
+
+def pyramid(*strides, fitted=False):
+    """Of two anchors a cell, as wide as the stride, and half as wide and twice as high."""
+    return AnchorPyramid([AnchorGenerator((stride,), (1, 4), stride) for stride in strides], fitted)
+
+
+def steps(anchors):
+    """(vertical, horizontal) between the first two cells of a level; nan where there is only one."""
+    middle = np.unique((anchors[:, :2] + anchors[:, 2:]) / 2, axis=0)
+    x, y = np.unique(middle[:, 0]), np.unique(middle[:, 1])
+    return tuple(values[1] if len(values) > 1 else np.nan for values in (y, x))
+
+
+# Height and width of an image -> sizes of the maps of strides 32, 64 and 128, and torchvision's strides there (nan: a
+# single cell shows none).
+MAPS = {
+    "each division is exact": ((256, 384), [(8, 12), (4, 6), (2, 3)], [(32, 32), (64, 64), (128, 128)]),
+    "padded to such a size": ((230, 353), [(8, 12), (4, 6), (2, 3)], [(32, 32), (64, 64), (128, 128)]),
+    "not exact": ((800, 1333), [(25, 42), (13, 21), (7, 11)], [(32, 32), (61, 64), (114, 122)]),
+    "odd at every level": ((224, 672), [(7, 21), (4, 11), (2, 6)], [(32, 32), (56, 61), (112, 112)]),
+    "a single cell": ((1, 1), [(1, 1)] * 3, [(np.nan, np.nan)] * 3),
+    "a row": ((20, 100), [(1, 4), (1, 2), (1, 1)], [(np.nan, 32), (np.nan, 64), (np.nan, np.nan)]),
+}
+
+
+@pytest.mark.parametrize(("size", "maps", "fitted"), MAPS.values(), ids=MAPS)
+def test_a_pyramid_for_an_image_of_any_size(size, maps, fitted):
+    levels = zip((32, 64, 128), maps, pyramid(32, 64, 128)(*size), strict=True)
+    for stride, (height, width), level in levels:
+        np.testing.assert_array_equal(level, AnchorGenerator((stride,), (1, 4), stride)((height, width)))
+
+    levels = zip(maps, fitted, pyramid(32, 64, 128)(*size), pyramid(32, 64, 128, fitted=True)(*size), strict=True)
+    for (height, width), strides, level, moved in levels:
+        assert moved.shape == (height * width * 2, 4)
+        np.testing.assert_array_equal(steps(np.array(moved)), strides)
+        np.testing.assert_allclose(moved[:2], level[:2])  # only the centres move
+
+
+def test_the_last_anchor_of_torchvisions_last_level():
+    """RetinaNet's P7 on 800 x 1344 pixels: 7 x 11 cells, 114 and 122 pixels apart."""
+    generator = AnchorGenerator((512,), (1,), 128)
+    (level,) = AnchorPyramid([generator], fitted=True)(800, 1344)
+    np.testing.assert_array_equal(level[-1], around(1220, 684, 512, 512))
+    (level,) = AnchorPyramid([generator])(800, 1344)
+    np.testing.assert_array_equal(level[-1], around(1280, 768, 512, 512))
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+@pytest.mark.parametrize("known", ["neither", "height", "width"])
+def test_a_pyramid_in_a_graph_that_does_not_know_the_size(fitted, known):
+    """Or one side of it only: what a step is traced for after images of another width."""
+    levels, number = pyramid(32, 64, fitted=fitted), tf.TensorSpec([], tf.int32)
+    for height, width in ((100, 333), (31, 65)):
+        traced = {
+            "neither": lambda h, w: tf.function(levels, [number, number])(h, w),
+            "height": lambda h, w: tf.function(lambda w: levels(h, w), [number])(w),
+            "width": lambda h, w: tf.function(lambda h: levels(h, w), [number])(h),
+        }[known]
+        for level, expected in zip(traced(height, width), levels(height, width), strict=True):
+            np.testing.assert_array_equal(level, expected)
+
+
+# Boxes, on an image that is 40 high and 60 wide -> its centre is inside, it is inside as a whole.
+INSIDE = {
+    "in the middle": ((10, 10, 20, 20), True, True),
+    "the whole image": ((0, 0, 60, 40), True, True),
+    "over the left border": ((-1, 10, 20, 20), True, False),
+    "over the upper border": ((10, -0.5, 20, 20), True, False),
+    "over the right border": ((50, 10, 61, 20), True, False),
+    "over the lower border": ((10, 30, 20, 40.5), True, False),
+    "larger than the image": ((-100, -100, 150, 130), True, False),
+    "its centre on the corner": ((-10, -10, 10, 10), True, False),
+    "its centre on the other corner": ((50, 30, 70, 50), True, False),
+    "its centre left of it": ((-11, 10, 10, 20), False, False),
+    "its centre above it": ((10, -11, 20, 10), False, False),
+    "its centre right of it": ((51, 10, 70, 20), False, False),
+    "its centre below it": ((10, 31, 20, 50), False, False),
+    "inside if height and width were exchanged": ((10, 45, 30, 55), False, False),
+    "far away": ((100, 100, 110, 110), False, False),
+}
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("kind", [int, np.int32, np.float32])
+def test_which_anchors_are_on_the_image(whole, kind):
+    boxes, by_centre, as_a_whole = zip(*INSIDE.values(), strict=True)
+    found = pyramid(8).inside(np.float32(boxes), kind(40), kind(60), whole=whole)
+    expected = as_a_whole if whole else by_centre
+    assert dict(zip(INSIDE, np.array(found).tolist(), strict=True)) == dict(zip(INSIDE, expected, strict=True))
+
+
+def test_a_list_of_anchors_splits_into_maps_and_back():
+    levels, size = pyramid(16, 32, 64), (50, 70)  # padded: 64 x 96; maps 4 x 6, 2 x 3, 1 x 2
+    numbers = np.arange((24 + 6 + 2) * 2)
+    maps = levels.split(numbers, *size)
+    assert [m.shape for m in maps] == [(4, 6, 2), (2, 3, 2), (1, 2, 2)]
+    np.testing.assert_array_equal(maps[0][1, 2], (16, 17))  # row 1, column 2: cell 8
+    np.testing.assert_array_equal(maps[1][1, 0], (54, 55))  # 24 cells, then cell 3
+    np.testing.assert_array_equal(maps[2][0], [(60, 61), (62, 63)])
+    np.testing.assert_array_equal(levels.join([m[None] for m in maps]), [numbers])
+
+    boxes = np.random.default_rng(0).normal(size=(2, 64, 4)).astype(np.float32)
+    both = [levels.split(image, *size) for image in boxes]
+    assert [m.shape for m in both[0]] == [(4, 6, 2, 4), (2, 3, 2, 4), (1, 2, 2, 4)]
+    np.testing.assert_array_equal(levels.join([np.stack(pair) for pair in zip(*both, strict=True)], 4), boxes)
+
+
+def test_a_map_is_split_where_its_generator_says():
+    """Levels with another number of anchors a cell."""
+    levels = AnchorPyramid([AnchorGenerator((8,), (1,), 16), AnchorGenerator((8, 16), (1, 2), 32)])
+    values = np.arange(4 + 4)
+    maps = levels.split(values, 32, 32)
+    assert [m.shape for m in maps] == [(2, 2, 1), (1, 1, 4)]
+    np.testing.assert_array_equal(levels.join([m[None] for m in maps]), [values])
+
+
+def test_maps_of_images_that_differ_in_size_still_fit_the_anchors_of_their_batch():
+    """Padded map by map: anchor n of the batch is then what it was in its own image, or one on the padding."""
+    levels, sizes = pyramid(16, 32, 64), ((64, 160), (150, 90))
+    batch = np.concatenate(levels(160, 160))
+    maps = [levels.split(np.concatenate(levels(*size)), *size) for size in sizes]
+    for own in maps:
+        padded = []
+        for level, (height, width) in zip(own, ((10, 10), (5, 5), (3, 3)), strict=True):
+            room = [(0, height - level.shape[0]), (0, width - level.shape[1]), (0, 0), (0, 0)]
+            padded.append(np.pad(level, room, constant_values=np.nan)[None])
+        (joined,) = np.array(levels.join(padded, 4))
+        is_own = ~np.isnan(joined)
+        assert is_own.sum() == sum(np.size(level) for level in own)
+        np.testing.assert_array_equal(joined[is_own], batch[is_own])

@@ -116,6 +116,39 @@ def test_iou_and_giou_by_hand(a, b, iou, giou):
         np.testing.assert_allclose(boxes.giou([a], [b]), [[giou]], rtol=1e-6, atol=1e-7)
 
 
+# a, b -> what they share and what they cover
+AREAS = {
+    "identical": ((0, 0, 10, 10), (0, 0, 10, 10), 100, 100),
+    "corner on corner": ((0, 0, 2, 2), (1, 1, 3, 3), 1, 7),
+    "nested": ((0, 0, 4, 4), (1, 1, 3, 3), 4, 16),
+    "a cross": ((0, 4, 10, 6), (4, 0, 6, 10), 4, 36),
+    "touching": ((0, 0, 1, 1), (1, 0, 2, 1), 0, 2),
+    "disjoint in x only": ((0, 0, 1, 5), (3, 0, 5, 5), 0, 15),
+    "disjoint in both": ((-1, -1, 0, 0), (1, 1, 2, 2), 0, 2),
+    "zero area inside": ((0, 0, 4, 4), (2, 2, 2, 2), 0, 16),
+    "nothing and nothing": ((2, 2, 2, 2), (2, 2, 2, 2), 0, 0),
+    "inverted": ((4, 4, 0, 0), (0, 0, 4, 4), 0, 16),
+    "negative coordinates": ((-4, -4, 2, 2), (-2, -3, 4, 4), 20, 36 + 42 - 20),
+}
+
+
+@pytest.mark.parametrize(("a", "b", "intersection", "union"), AREAS.values(), ids=AREAS)
+def test_intersection_and_union_by_hand(a, b, intersection, union):
+    for pair in ((a, b), (b, a)):
+        found = boxes.intersection_and_union([pair[0]], [pair[1]])
+        np.testing.assert_array_equal(found, [[[intersection]], [[union]]])
+
+
+def test_intersection_and_union_of_every_pair():
+    a = np.array([(0, 0, 10, 10), (0, 0, 10, 20)], np.float32)
+    b = np.array([(0, 0, 10, 10), (0, 0, 10, 5), (20, 20, 30, 30)], np.float32)
+    intersection, union = [[100, 50, 0], [100, 50, 0]], [[100, 100, 200], [200, 200, 300]]
+    np.testing.assert_array_equal(boxes.intersection_and_union(a, b), [intersection, union])
+    found = boxes.intersection_and_union(np.stack([a, a[::-1]]), np.stack([b, b]))
+    np.testing.assert_array_equal(found[0], [intersection, intersection[::-1]])
+    np.testing.assert_array_equal(found[1], [union, union[::-1]])
+
+
 def test_every_pair_has_its_place():
     a = np.array([(0, 0, 10, 10), (0, 0, 10, 20)], np.float32)
     b = np.array([(0, 0, 10, 10), (0, 0, 10, 5), (20, 20, 30, 30)], np.float32)
@@ -124,7 +157,11 @@ def test_every_pair_has_its_place():
     np.testing.assert_allclose(boxes.iou(np.stack([a, a[::-1]]), np.stack([b, b])), [table, table[::-1]])
 
 
-@pytest.mark.parametrize("function", [boxes.iou, boxes.giou])
+def union(a, b):
+    return boxes.intersection_and_union(a, b)[1]
+
+
+@pytest.mark.parametrize("function", [boxes.iou, boxes.giou, union])
 @pytest.mark.parametrize(("n", "m"), [(0, 3), (3, 0), (0, 0)])
 def test_no_boxes_on_one_side(function, n, m):
     assert function(np.zeros((n, 4)), np.zeros((m, 4))).shape == (n, m)
@@ -160,6 +197,7 @@ def test_everything_is_computed_in_float32(dtype):
         boxes.iou(box, box),
         boxes.giou(box, box),
         boxes.clip(box, 500, 500),
+        *boxes.intersection_and_union(box, box),
         boxes.convert(box, "xyxy", "cxcywh"),
     ]
     assert all(result.dtype == np.float32 for result in results)

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -100,3 +101,61 @@ def test_half_precision_is_left_at_once():
     exact = coder.decode(anchor.astype(np.float32), deltas.astype(np.float32))
     assert coder.encode(anchor, anchor).dtype == np.float32
     np.testing.assert_array_equal(coder.decode(anchor, deltas), exact)
+
+
+ANCHORS = np.float32([ANCHOR, (100, 100, 120, 140), ANCHOR, (-5, -5, 5, 5)])
+BOXES = np.float32([(0, 5, 10, 15), (2, 4, 22, 14), (100, 80, 120, 120)])
+# Which box each anchor serves -> the deltas.
+MATCHED = {
+    "one each": ((1, 2, 0, -1), [(0.7, -0.05, LOG2, -LOG2), (0, -0.5, 0, 0), (0, 0, 0, -LOG2), (0, 0, 0, 0)]),
+    "two that serve one box": ((0, -1, 0, -1), [(0, 0, 0, -LOG2), (0, 0, 0, 0), (0, 0, 0, -LOG2), (0, 0, 0, 0)]),
+    "the last one alone": ((-1, -2, -1, 0), [(0, 0, 0, 0)] * 3 + [(0.5, 1, 0, 0)]),
+    "negative and ignored": ((-1, -2, -2, -1), [(0, 0, 0, 0)] * 4),
+}
+
+
+@pytest.mark.parametrize(("matched", "deltas"), MATCHED.values(), ids=MATCHED)
+@pytest.mark.parametrize("stds", [(1, 1, 1, 1), SSD_STDS])
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_anchors_that_serve_a_box_by_hand(matched, deltas, stds, dtype):
+    found = DeltaXYWH(stds).encode_matched(ANCHORS, BOXES, np.array(matched, dtype))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, np.float32(deltas) / np.float32(stds), rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 30), st.integers(1, 5))
+def test_anchors_that_serve_a_box_are_encoded_as_by_encode(seed, num_anchors, num_boxes):
+    random = np.random.default_rng(seed)
+    anchors, boxes = (
+        np.concatenate([corner, corner + random.uniform(1, 50, (n, 2))], axis=-1).astype(np.float32)
+        for n in (num_anchors, num_boxes)
+        for corner in [random.uniform(-50, 100, (n, 2))]
+    )
+    matched = random.integers(-2, num_boxes, num_anchors)
+    coder = DeltaXYWH(SSD_STDS)
+    expected = np.where(matched[:, None] >= 0, coder.encode(anchors, boxes[np.maximum(matched, 0)]), 0)
+    np.testing.assert_allclose(coder.encode_matched(anchors, boxes, matched), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_anchors", [0, 4])
+def test_without_boxes_no_anchor_serves_one(num_anchors):
+    matched = np.full(num_anchors, -1, np.int32)
+    found = DeltaXYWH().encode_matched(ANCHORS[:num_anchors], BOXES[:0], matched)
+    np.testing.assert_array_equal(found, np.zeros((num_anchors, 4)))
+
+
+def test_served_boxes_without_an_area_are_finite():
+    boxes = np.float32([(3, 3, 3, 3), (9, 9, 3, 3), (0, 0, 10, 0)])
+    found = np.array(DeltaXYWH(SSD_STDS).encode_matched(ANCHORS, boxes, np.array([0, 1, 2, 0])))
+    assert np.isfinite(found).all()
+    assert (found[:, 3] < -50).all()  # a log of 1e-6 pixels
+
+
+def test_in_a_graph_that_does_not_know_how_many_boxes_there_are():
+    specs = [((None, 4), tf.float32), ((None, 4), tf.float32), ((None,), tf.int32)]
+    encode = tf.function(DeltaXYWH().encode_matched, [tf.TensorSpec(*spec) for spec in specs])
+    for count in (3, 0):
+        matched = np.int32([count - 1, -1, -2, count - 1])
+        expected = DeltaXYWH().encode_matched(ANCHORS, BOXES[:count], matched)
+        np.testing.assert_array_equal(encode(ANCHORS, BOXES[:count], matched), expected)

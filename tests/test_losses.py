@@ -73,3 +73,121 @@ def test_softmax_cross_entropy_has_a_finite_gradient():
         loss = losses.softmax_cross_entropy(np.array([1, 1]), logits)
     np.testing.assert_allclose(loss, [2e4, np.log(3)], rtol=1e-6)
     np.testing.assert_allclose(tape.gradient(loss, logits), [[1, -1, 0], [1 / 3, -2 / 3, 1 / 3]], rtol=1e-5)
+
+
+def loss_and_slope(loss, logits):
+    """float32 `logits` -> the loss of them, and the gradient of its sum."""
+    logits = tf.constant(logits, tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        value = loss(logits)
+    return value.numpy(), tape.gradient(value, logits).numpy()
+
+
+LOG2, LOG3 = np.log(2), np.log(3)  # a logit of log 3 is a probability of 3/4
+# Target, logit -> loss, and slope: the probability minus the target.
+SIGMOID_CROSS_ENTROPY = [
+    (1, 0, LOG2, -0.5),
+    (0, 0, LOG2, 0.5),
+    (1, LOG3, np.log(4 / 3), -0.25),
+    (0, LOG3, np.log(4), 0.75),
+    (1, -LOG3, np.log(4), -0.75),
+    (0, -LOG3, np.log(4 / 3), 0.25),
+    (1, 100, 0, 0),
+    (0, 100, 100, 1),
+    (1, -100, 100, -1),
+    (0, -100, 0, 0),
+    (0, 1e30, 1e30, 1),
+    (1, 1e30, 0, 0),
+    (0.5, LOG3, (np.log(4 / 3) + np.log(4)) / 2, 0.25),
+]
+
+
+@pytest.mark.parametrize(("target", "logit", "loss", "slope"), SIGMOID_CROSS_ENTROPY)
+def test_sigmoid_cross_entropy_by_hand(target, logit, loss, slope):
+    value, gradient = loss_and_slope(lambda logits: losses.sigmoid_cross_entropy([target], logits), [logit])
+    np.testing.assert_allclose(value, [loss], rtol=1e-6, atol=1e-30)
+    np.testing.assert_allclose(gradient, [slope], rtol=1e-6, atol=1e-30)
+
+
+def test_sigmoid_cross_entropy_is_elementwise_and_in_float32():
+    """Of targets that are the answer to a question, too."""
+    labels = np.array([[3, -1], [-2, 0]])
+    loss = losses.sigmoid_cross_entropy(labels >= 0, tf.constant([[100, 100], [-100, -100]], tf.bfloat16))
+    assert loss.dtype == tf.float32
+    np.testing.assert_array_equal(loss, [[0, 100], [0, 100]])
+
+
+# Label, logits, alpha, gamma -> loss.
+FOCAL = {
+    "its own class": (0, [LOG3], 0.25, 2, 0.25 * (1 / 16) * np.log(4 / 3)),
+    "not its class": (-1, [LOG3], 0.25, 2, 0.75 * (9 / 16) * np.log(4)),
+    "its own class, unlikely": (0, [-LOG3], 0.25, 2, 0.25 * (9 / 16) * np.log(4)),
+    "not its class, unlikely": (-1, [-LOG3], 0.25, 2, 0.75 * (1 / 16) * np.log(4 / 3)),
+    "the usual alpha and gamma": (0, [LOG3], None, None, 0.25 * (1 / 16) * np.log(4 / 3)),
+    "summed over the classes": (1, [0, LOG3, -LOG3], 0.25, 2, 3 / 16 * LOG2 + (1 / 64 + 3 / 64) * np.log(4 / 3)),
+    "background is no class": (-1, [0, LOG3], 0.25, 2, 3 / 16 * LOG2 + 27 / 64 * np.log(4)),
+    "neither is what is ignored": (-2, [0, LOG3], 0.25, 2, 3 / 16 * LOG2 + 27 / 64 * np.log(4)),
+    "another gamma": (0, [LOG3, LOG3], 0.25, 1, 0.25 * (1 / 4) * np.log(4 / 3) + 0.75 * (3 / 4) * np.log(4)),
+    "another alpha": (0, [LOG3, LOG3], 0.75, 2, 0.75 * (1 / 16) * np.log(4 / 3) + 0.25 * (9 / 16) * np.log(4)),
+    "gamma 0 is half the cross-entropy": (0, [LOG3, LOG3], 0.5, 0, (np.log(4 / 3) + np.log(4)) / 2),
+    "right and sure": (0, [100, -100], 0.25, 2, 0),
+    "wrong and sure": (0, [-100, 100], 0.25, 2, 0.25 * 100 + 0.75 * 100),
+    "sure that it is an object": (-1, [100, -100], 0.25, 2, 0.75 * 100),
+    "surer than float32 can tell": (1, [1e4, -1e4, 0], 0.25, 2, 1e4 * (0.75 + 0.25) + 3 / 16 * LOG2),
+}
+
+
+@pytest.mark.parametrize(("label", "logits", "alpha", "gamma", "expected"), FOCAL.values(), ids=FOCAL)
+def test_sigmoid_focal_by_hand(label, logits, alpha, gamma, expected):
+    options = {} if alpha is None else {"alpha": alpha, "gamma": gamma}
+    loss = losses.sigmoid_focal(np.array([label]), np.float32([logits]), **options)
+    assert loss.dtype == tf.float32
+    np.testing.assert_allclose(loss, [expected], rtol=1e-5, atol=1e-20)
+
+
+# Label, logits -> slopes. Of another class, p^2 softplus(x), it is 2 p^2 (1 - p) softplus(x) + p^3.
+FOCAL_SLOPES = {
+    "undecided": (0, [0, 0], [-0.25 * (LOG2 / 4 + 1 / 8), 0.75 * (LOG2 / 4 + 1 / 8)]),
+    "right and sure": (0, [100, -100], [0, 0]),
+    "wrong and sure": (0, [-100, 100], [-0.25, 0.75]),
+    "background": (-1, [100, -100], [0.75, 0]),
+    "surer than float32 can tell": (1, [1e4, -1e4], [0.75, -0.25]),
+}
+
+
+@pytest.mark.parametrize(("label", "logits", "slopes"), FOCAL_SLOPES.values(), ids=FOCAL_SLOPES)
+def test_slopes_of_sigmoid_focal(label, logits, slopes):
+    _, gradient = loss_and_slope(lambda x: losses.sigmoid_focal(np.array([label]), x), [logits])
+    np.testing.assert_allclose(gradient, [slopes], rtol=1e-5, atol=1e-20)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
+@pytest.mark.parametrize("label", [0, -1])
+def test_sigmoid_focal_and_its_slope_are_finite_for_every_logit(label, gamma):
+    logits = np.float32([-1e6, -200, -100, -87, -1e-6, 0, 1e-6, 87, 100, 200, 1e6])[:, None]
+    value, gradient = loss_and_slope(lambda x: losses.sigmoid_focal(np.full(11, label), x, gamma=gamma), logits)
+    assert np.isfinite(value).all() and (value >= 0).all()
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("shape", [(7,), (2, 5), (0,), (2, 0)])
+@pytest.mark.parametrize("num_classes", [1, 4])
+def test_sigmoid_focal_is_the_formula_of_the_paper(shape, num_classes):
+    random = np.random.default_rng(0)
+    logits = random.normal(scale=4, size=(*shape, num_classes))
+    labels = random.integers(-2, num_classes, shape)
+    own = labels[..., None] == np.arange(num_classes)
+    p = 1 / (1 + np.exp(-logits))
+    p, alpha = np.where(own, p, 1 - p), np.where(own, 0.25, 0.75)
+    expected = (-alpha * (1 - p) ** 2 * np.log(p)).sum(axis=-1)
+    loss = losses.sigmoid_focal(labels, logits.astype(np.float32))
+    assert loss.shape == shape
+    np.testing.assert_allclose(loss, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_sigmoid_focal_of_half_precision_is_computed_in_float32():
+    logits = tf.constant([[1.5, -2.25]], tf.bfloat16)  # exact
+    loss = losses.sigmoid_focal(np.array([0]), logits)
+    assert loss.dtype == tf.float32
+    np.testing.assert_array_equal(loss, losses.sigmoid_focal(np.array([0]), np.float32([[1.5, -2.25]])))

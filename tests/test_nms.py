@@ -207,9 +207,22 @@ def test_multiclass_max_detections_are_the_best_over_all_classes():
     assert labels == [0, 1, 2, 0, 1, 2, 0]
 
 
+@pytest.mark.parametrize("pre_nms", [1, 2, 400])
+def test_multiclass_boxes_of_each_class_by_hand(pre_nms):
+    """Two rows; in the first class they overlap, in the second they do not. One of each class with `pre_nms` 1."""
+    boxes = np.stack([strip((0, 10), (1, 11)), strip((20, 30), (40, 50))], axis=1)  # [rows, classes, 4]
+    found, scores, labels = run_multiclass(boxes, [(0.5, 0.625), (0.75, 0.25)], pre_nms=pre_nms)
+    expected = [(0.75, 0, strip((1, 11))), (0.625, 1, strip((20, 30))), (0.25, 1, strip((40, 50)))]
+    expected = expected[: 2 if pre_nms == 1 else 3]
+    assert list(zip(scores, labels, strict=True)) == [(score, label) for score, label, _ in expected]
+    np.testing.assert_array_equal(found, np.concatenate([box for *_, box in expected]))
+
+
+@pytest.mark.parametrize("own_boxes", [False, True])
 @pytest.mark.parametrize(("num_images", "num_boxes"), [(2, 3), (2, 0), (0, 3), (0, 0)])
-def test_multiclass_without_any_detection(num_images, num_boxes):
-    boxes, scores = np.zeros((num_images, num_boxes, 4)), np.zeros((num_images, num_boxes, 2))
+def test_multiclass_without_any_detection(num_images, num_boxes, own_boxes):
+    boxes = np.zeros((num_images, num_boxes, *((2,) if own_boxes else ()), 4))
+    scores = np.zeros((num_images, num_boxes, 2))
     found = nms.multiclass_nms(boxes, scores, 0.5, 0.01, 400, 6)
     assert found["num_detections"].numpy().tolist() == [0] * num_images
     assert found["boxes"].shape == (num_images, 6, 4)
@@ -218,29 +231,38 @@ def test_multiclass_without_any_detection(num_images, num_boxes):
 
 
 def multiclass_reference(boxes, scores, iou, score, pre_nms, keep):
+    """boxes [N, C, 4] -> [(score, label, row)], best first."""
     found = []
     for label in range(scores.shape[1]):
         best = np.argsort(-scores[:, label], kind="stable")[:pre_nms]
         best = best[scores[best, label] > score]
-        found += [(scores[i, label], label, i) for i in best[greedy(boxes[best], scores[best, label], iou)]]
+        found += [(scores[i, label], label, i) for i in best[greedy(boxes[best, label], scores[best, label], iou)]]
     return sorted(found, reverse=True)[:keep]
 
 
 @few
-@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3, 20]), st.sampled_from([2, 5, 100]), st.sampled_from([4, 50]))
-def test_multiclass_equals_the_loops(seed, num_boxes, pre_nms, keep):
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([1, 3, 20]),
+    st.sampled_from([2, 5, 100]),
+    st.sampled_from([4, 50]),
+    st.booleans(),
+)
+def test_multiclass_equals_the_loops(seed, num_boxes, pre_nms, keep, own_boxes):
     random = np.random.default_rng(seed)
-    corner = random.integers(0, 20, (2, num_boxes, 2))
-    boxes = np.concatenate([corner, corner + random.integers(1, 12, (2, num_boxes, 2))], axis=-1).astype(np.float32)
+    shape = (2, num_boxes, *((3,) if own_boxes else ()), 2)  # of each class, or for all of them
+    corner = random.integers(0, 20, shape)
+    boxes = np.concatenate([corner, corner + random.integers(1, 12, shape)], axis=-1).astype(np.float32)
     scores = random.permutation(2 * num_boxes * 3).reshape(2, num_boxes, 3).astype(np.float32) / (6 * num_boxes)
     found = nms.multiclass_nms(boxes, scores, 0.4, 0.1, pre_nms, keep)
     for image in range(2):
         detections = {name: value.numpy()[image] for name, value in found.items()}
         check_padding(detections, keep)
-        expected = multiclass_reference(boxes[image], scores[image], 0.4, 0.1, pre_nms, keep)
+        own = boxes[image] if own_boxes else np.repeat(boxes[image][:, None], 3, axis=1)
+        expected = multiclass_reference(own, scores[image], 0.4, 0.1, pre_nms, keep)
         count = detections["num_detections"]
         assert count == len(expected)
         assert detections["labels"][:count].tolist() == [label for _, label, _ in expected]
         np.testing.assert_array_equal(detections["scores"][:count], [score for score, _, _ in expected])
-        for box, (_, _, i) in zip(detections["boxes"], expected, strict=False):
-            np.testing.assert_array_equal(box, boxes[image, i])
+        for box, (_, label, i) in zip(detections["boxes"], expected, strict=False):
+            np.testing.assert_array_equal(box, own[i, label])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdet.resizers import Warp
+from tfdet.resizers import ShortSide, Warp, size_without_padding, without_padding
 
 
 def grey(rows):
@@ -56,3 +56,130 @@ def test_in_a_graph_that_does_not_know_the_size():
     warp = tf.function(Warp(4), [tf.TensorSpec([None, None, 3], tf.uint8)])
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
     np.testing.assert_allclose(warp(image), Warp(4)(image))
+
+
+# Height and width; the short and the long side wanted -> the size, and the size with padding. The side that is not
+# asked for is rounded down: torchvision takes the floor of side * scale.
+SIZES = {
+    "1066.7 pixels wide": ((480, 640), (800, 1333), (800, 1066), (800, 1088)),
+    "1066.7 pixels high": ((640, 480), (800, 1333), (1066, 800), (1088, 800)),
+    "the long side is at its limit": ((300, 1000), (800, 1333), (399, 1333), (416, 1344)),  # 399.9
+    "the same, upright": ((1000, 300), (800, 1333), (1333, 399), (1344, 416)),
+    "both limits at once": ((400, 666), (600, 999), (600, 999), (608, 1024)),
+    "just too wide for the short side": ((400, 667), (600, 999), (599, 999), (608, 1024)),  # 599.1
+    "smaller": ((3000, 4000), (800, 1333), (800, 1066), (800, 1088)),
+    "square": ((100, 100), (333, 500), (333, 333), (352, 352)),
+    "a single pixel": ((1, 1), (33, 50), (33, 33), (64, 64)),
+    "very wide": ((3, 5000), (800, 1333), (1, 1333), (32, 1344)),  # 0.8, but a side has one pixel at least
+    "very high": ((5000, 3), (800, 1333), (1333, 1), (1344, 32)),
+    "it fits": ((600, 1000), (600, 1000), (600, 1000), (608, 1024)),
+    "it fits, and needs no padding": ((64, 96), (64, 96), (64, 96), (64, 96)),
+    # A scale in float32 makes 799 and 1332 of these.
+    "no less than the short side": ((193, 238), (800, 1333), (800, 986), (800, 992)),
+    "no less than the long side": ((69, 655), (800, 1333), (140, 1333), (160, 1344)),
+}
+
+
+@pytest.mark.parametrize(("image", "sides", "size", "padded"), SIZES.values(), ids=SIZES)
+def test_short_side_by_hand(image, sides, size, padded):
+    resize = ShortSide(*sides)
+    assert tuple(map(int, resize.size(*image))) == size
+    fed = resize(np.zeros((*image, 3), np.uint8))
+    assert fed.shape == (*padded, 3)
+    assert fed.dtype == tf.float32
+    is_image = np.zeros(padded, bool)
+    is_image[: size[0], : size[1]] = True  # padding lies at the right and at the bottom
+    np.testing.assert_array_equal(fed, np.where(is_image[..., None], np.zeros(3), np.nan))
+    y, x = size[0] / image[0], size[1] / image[1]
+    np.testing.assert_allclose(resize.scale(*image), (x, y, x, y), rtol=1e-6)
+
+
+def test_short_side_looks_at_pixels_as_warp_does():
+    expected = CASES["twice as large"][2]
+    fed = ShortSide(4, 9)(grey([[0, 100], [200, 40]]).astype(np.uint8)).numpy()
+    assert fed.shape == (32, 32, 3)
+    np.testing.assert_allclose(fed[:4, :4], grey(expected), atol=1e-4)
+    assert np.isnan(fed[4:]).all() and np.isnan(fed[:, 4:]).all()
+
+
+def test_short_side_leaves_an_image_that_fits_as_it_is():
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    np.testing.assert_array_equal(ShortSide(64, 200)(image), image)
+
+
+def test_short_side_of_many_sizes_at_once():
+    heights, widths = np.array([[480, 640], [300, 3]]), np.array([[640, 480], [1000, 5000]])
+    found = ShortSide(800, 1333).size(heights, widths)
+    np.testing.assert_array_equal(found, [[[800, 1066], [399, 1]], [[1066, 800], [1333, 1333]]])
+    scale = ShortSide(800, 1333).scale(heights, widths)
+    assert scale.shape == (2, 2, 4)
+    np.testing.assert_allclose(scale[1, 0], (1.333, 1.33, 1.333, 1.33), rtol=1e-6)
+
+
+def test_short_side_keeps_both_limits_for_any_image():
+    """And no side is a pixel or more below what the ratio asks for, not even by rounding in floating point."""
+    random = np.random.default_rng(0)
+    heights, widths = random.integers(1, 5000, (2, 20000))
+    for short, long in ((800, 1333), (800, 800), (333, 500), (1, 1)):
+        found = np.array(ShortSide(short, long).size(heights, widths))
+        assert found.min() >= 1
+        assert (found.min(axis=0) <= short).all() and (found.max(axis=0) <= long).all()
+        assert ((found.min(axis=0) == short) | (found.max(axis=0) == long)).all()
+        exact = np.minimum(short / np.minimum(heights, widths), long / np.maximum(heights, widths)) * (heights, widths)
+        assert (found > exact - 1).all() and (found <= np.maximum(exact, 1) + 1e-6).all()
+
+
+def test_boxes_come_back_to_the_pixels_of_the_original():
+    resize = ShortSide(800, 1333)
+    scale = resize.scale(300, 1000)
+    whole = np.float32([0, 0, 1000, 300])
+    np.testing.assert_allclose(whole * scale, (0, 0, 1333, 399), rtol=1e-6)  # the image, not its padding
+    box = np.float32([12.5, 7, 990, 30])
+    np.testing.assert_allclose(box * scale / scale, box, rtol=1e-6)
+
+
+def test_short_side_in_a_graph_that_does_not_know_the_size():
+    resize = ShortSide(40, 70)
+    one = tf.function(resize, [tf.TensorSpec([None, None, 3], tf.uint8)])
+    many = tf.function(resize, [tf.TensorSpec([None, None, None, 3], tf.uint8)])
+    for shape in ((30, 50, 3), (90, 20, 3)):
+        images = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
+        expected = resize(images).numpy()
+        np.testing.assert_array_equal(many(images), expected)
+        np.testing.assert_allclose(one(images[1]), expected[1], rtol=1e-6)
+
+
+def fed_images():
+    """Three of 4 x 5 pixels: whole, 2 x 3 pixels of image, and a single one."""
+    images = np.random.default_rng(0).uniform(0, 255, (3, 4, 5, 3)).astype(np.float32)
+    images[1, 2:], images[1, :, 3:] = np.nan, np.nan
+    images[2, 1:], images[2, :, 1:] = np.nan, np.nan
+    return images
+
+
+def test_a_batch_tells_what_of_it_is_image():
+    images = fed_images()
+    np.testing.assert_array_equal(size_without_padding(images), [(4, 2, 1), (5, 3, 1)])
+    for image, size in zip(images, ((4, 5), (2, 3), (1, 1)), strict=True):
+        height, width = size_without_padding(image)
+        assert (int(height), int(width)) == size
+    np.testing.assert_array_equal(np.stack(size_without_padding(images[None])), [[(4, 2, 1)], [(5, 3, 1)]])
+
+
+def test_without_padding_there_is_the_mean_colour():
+    images = fed_images()
+    filled, sizes = without_padding(images)
+    assert sizes.dtype == tf.float32
+    np.testing.assert_array_equal(sizes, [(4, 5), (2, 3), (1, 1)])
+    padding = np.isnan(images)
+    np.testing.assert_array_equal(filled.numpy()[~padding], images[~padding])
+    mean = 255 * np.array([0.485, 0.456, 0.406])  # of ImageNet, RGB
+    np.testing.assert_allclose(filled.numpy()[padding], np.broadcast_to(mean, images.shape)[padding], rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(30, 50), (90, 20), (1, 1), (1, 400)])
+def test_what_short_side_pads_is_read_back(shape):
+    resize = ShortSide(40, 70)
+    fed = resize(np.full((1, *shape, 3), 255, np.uint8))
+    _, sizes = without_padding(fed)
+    np.testing.assert_array_equal(sizes[0], resize.size(*shape))

@@ -33,6 +33,88 @@ def test_learning_rate(changes, rates):
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "--batch-size must be at least 1: 0"),
+        ({"batch_size": -1}, "--batch-size must be at least 1: -1"),
+        ({"steps": 0}, "--steps must be at least 1: 0"),
+        ({"epochs": -1}, "--epochs must be at least 0: -1"),
+        ({"evaluate_every": 0}, "--evaluate-every must be at least 1: 0"),
+        ({"learning_rate": -0.1}, "--learning-rate must be at least 0: -0.1"),
+        ({"learning_rate": math.nan}, "--learning-rate must be at least 0: nan"),
+        ({"warmup_steps": -1}, "--warmup-steps must be at least 0: -1"),
+        ({"weight_decay": -1.0}, "--weight-decay must be at least 0: -1.0"),
+        ({"drops": (0, 5)}, r"--drops must be at least 1: \(0, 5\)"),
+        ({"drops": (5, 3)}, r"--drops must rise: \(5, 3\)"),
+    ],
+)
+def test_numbers_that_cannot_be(changes, message):
+    with pytest.raises(TfdetError, match=f"^{message}$"):
+        training.fill_in(dataclasses.replace(SETTINGS, **changes), {})
+    assert training.fill_in(dataclasses.replace(SETTINGS, epochs=0), {}).epochs == 0
+
+
+DROPS = keras.optimizers.schedules.PiecewiseConstantDecay([6, 8], [0.8, 0.4, 0.2])
+COSINE = keras.optimizers.schedules.CosineDecay(0.8, 8)
+# Schedule, steps of the warm-up -> {step: rate}.
+WARM_UPS = {
+    "before the drops": (DROPS, 4, {0: 0.0, 1: 0.2, 2: 0.4, 3: 0.6, 4: 0.8, 6: 0.8, 7: 0.4, 8: 0.4, 9: 0.2, 99: 0.2}),
+    "over a drop": (DROPS, 10, {0: 0.0, 5: 0.4, 6: 0.48, 7: 0.28, 8: 0.32, 9: 0.18, 10: 0.2, 11: 0.2}),
+    "of one step": (DROPS, 1, {0: 0.0, 1: 0.8, 2: 0.8}),
+    "of a cosine": (COSINE, 4, {0: 0.0, 2: 0.4 * (1 + math.cos(math.pi / 4)) / 2, 4: 0.4, 8: 0.0, 9: 0.0}),
+}
+
+
+@pytest.mark.parametrize(("schedule", "steps", "rates"), WARM_UPS.values(), ids=WARM_UPS)
+@pytest.mark.parametrize("kind", [int, lambda step: keras.ops.convert_to_tensor(step, "int64")], ids=["int", "int64"])
+def test_warm_up_by_hand(schedule, steps, rates, kind):
+    warm_up = training.WarmUp(schedule, steps)
+    found = {step: float(warm_up(kind(step))) for step in rates}
+    assert found == {step: pytest.approx(rate, rel=1e-6, abs=1e-9) for step, rate in rates.items()}
+
+
+def test_warm_up_is_saved_with_the_optimizer(tmp_path):
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(training.WarmUp(DROPS, 4)), loss="mse")
+    model.fit(np.ones((3, 1)), np.ones((3, 1)), batch_size=1, verbose=0)
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.6)  # after three steps
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras").optimizer
+    assert float(again.learning_rate) == pytest.approx(0.6)
+    warm_up = again._learning_rate
+    assert isinstance(warm_up, training.WarmUp)
+    expected = WARM_UPS["before the drops"][2]
+    assert {step: float(warm_up(step)) for step in expected} == {s: pytest.approx(r) for s, r in expected.items()}
+
+
+DEFAULTS = {"batch_size": 8, "steps": 2000, "drops": (5, 6), "warmup_steps": 200, "test_split": "test", "cache": True}
+# What is given -> what is there then, of these.
+FILLED_IN = {
+    "nothing": ({}, {"batch_size": 8, "steps": 2000, "epochs": None, "drops": (5, 6), "test_split": "test"}),
+    "some": ({"batch_size": 3, "test_split": "val"}, {"batch_size": 3, "steps": 2000, "test_split": "val"}),
+    "what is false, but given": ({"warmup_steps": 0, "drops": ()}, {"warmup_steps": 0, "drops": (), "batch_size": 8}),
+    "steps": ({"steps": 7}, {"steps": 7, "epochs": None}),
+    "epochs instead of steps": ({"epochs": 7}, {"steps": None, "epochs": 7}),
+    "no epochs at all": ({"epochs": 0}, {"steps": None, "epochs": 0}),
+    "what is never none": ({}, {"cache": False, "seed": 0}),
+    "what has no default": ({}, {"learning_rate": None, "output": None}),
+}
+
+
+@pytest.mark.parametrize(("given", "expected"), FILLED_IN.values(), ids=FILLED_IN)
+def test_what_is_not_given_is_filled_in(given, expected):
+    settings = training.fill_in(training.Settings(**given), DEFAULTS)
+    assert {name: getattr(settings, name) for name in expected} == expected
+
+
+def test_steps_replace_epochs_of_the_defaults():
+    defaults = {"epochs": 30, "batch_size": 8}
+    assert training.fill_in(training.Settings(), defaults).epochs == 30
+    settings = training.fill_in(training.Settings(steps=7), defaults)
+    assert (settings.steps, settings.epochs, settings.batch_size) == (7, None, 8)
+
+
+@pytest.mark.parametrize(
     ("steps", "epochs", "images", "expected"),
     [
         (100, None, 20, (10, 100)),  # (epochs, steps), 10 steps an epoch
@@ -135,3 +217,96 @@ def test_splits_are_loaded_and_what_is_left_out_is_said(table, capsys, test_spli
 def test_splits_that_cannot_be_used(table, changes, message):
     with pytest.raises(TfdetError, match=message):
         training.load_splits(dataclasses.replace(SETTINGS, data=table, **changes))
+
+
+@pytest.fixture
+def quick_run(table, tmp_path, monkeypatch):
+    """(a function: settings -> {what `training.run` did: with what}, a function: weight -> a model).
+
+    Nothing is trained. A model is known by its weight: 1 when it is built, 2 in the best.keras that training leaves.
+    """
+
+    def model(weight=1.0):
+        made = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="ones")])
+        made.compile("sgd", loss="mse")
+        made.layers[0].kernel.assign_add([[weight - 1.0]] * 2)
+        return made
+
+    def weight(made):
+        return float(made.layers[0].kernel[0, 0])
+
+    def go(**changes):
+        seen = {}
+
+        def build(settings, dataset):
+            seen.update(built_for=dataset.name, steps=settings.steps, policy=keras.config.dtype_policy().name)
+            seen["drawn"] = np.random.rand()
+            return model()
+
+        def fit(made, train, val, settings, folder):
+            seen.update(trained=weight(made), splits=(train.name, val.name), epochs=settings.epochs)
+            seen["decay"] = float(made.layers[0].kernel.regularizer.l2)
+            if settings.epochs:
+                model(2.0).save(folder / "best.keras")
+
+        def report(made, test, folder):
+            seen.update(reported=weight(made), tested=test.name)
+            return {"AP": 0.25, "AP50": 0.5}
+
+        monkeypatch.setattr(training, "fit", fit)
+        monkeypatch.setattr(training.runs, "report", report)
+        given = {"data": table, "on_error": "skip", "test_split": "test", "output": str(tmp_path / "run")}
+        settings = dataclasses.replace(SETTINGS, **{**given, **changes})
+        seen["folder"] = training.run(settings, "some_recipe", build)
+        return seen
+
+    yield go, model
+    keras.mixed_precision.set_dtype_policy("float32")
+
+
+def test_a_run_reports_on_its_best_model(quick_run, tmp_path, capsys):
+    go, _ = quick_run
+    seen = go(steps=3, precision="mixed_bfloat16")
+    assert seen["folder"] == tmp_path / "run"
+    assert (seen["trained"], seen["reported"]) == (1, 2)
+    assert (seen["epochs"], seen["steps"]) == (3, 3)  # two images, two a batch
+    assert seen["built_for"] == seen["splits"][0] == "csv:boxes train"
+    assert (seen["splits"][1], seen["tested"]) == ("csv:boxes val", "csv:boxes test")
+    assert seen["policy"] == "mixed_bfloat16"
+    assert seen["decay"] == pytest.approx(0.005)
+    written = tomllib.loads((tmp_path / "run" / "settings.toml").read_text())
+    assert (written["steps"], written["epochs"], written["precision"]) == (3, 3, "mixed_bfloat16")
+    assert "csv:boxes test (1 images): AP 0.250, AP50 0.500" in capsys.readouterr().out
+
+
+def test_a_run_without_epochs_reports_on_the_model_as_it_was_built(quick_run, tmp_path):
+    go, _ = quick_run
+    seen = go(epochs=0)
+    assert (seen["trained"], seen["reported"]) == (1, 1)
+    assert float(keras.models.load_model(tmp_path / "run" / "best.keras").layers[0].kernel[0, 0]) == 1
+
+
+def test_a_resumed_run_goes_on_with_its_last_checkpoint(quick_run, tmp_path):
+    go, model = quick_run
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    model(9.0).save(checkpoints / "epoch-00001.keras")
+    model(3.0).save(checkpoints / "epoch-00002.keras")
+    seen = go(steps=3, resume=str(tmp_path / "run"), output="elsewhere")
+    assert seen["folder"] == tmp_path / "run"
+    assert (seen["trained"], seen["reported"]) == (3, 2)
+    assert seen["decay"] == pytest.approx(0.005)  # no part of a checkpoint
+    assert "built_for" not in seen
+
+
+def test_a_run_that_was_cut_off_before_its_first_checkpoint_begins_anew(quick_run, tmp_path):
+    go, _ = quick_run
+    (tmp_path / "run").mkdir()
+    seen = go(steps=3, resume=str(tmp_path / "run"))
+    assert (seen["folder"], seen["trained"], seen["reported"]) == (tmp_path / "run", 1, 2)
+
+
+def test_weights_follow_from_the_seed(quick_run, tmp_path):
+    go, _ = quick_run
+    first, other, again = (go(seed=seed, output=f"{tmp_path}/{i}")["drawn"] for i, seed in enumerate((1, 2, 1)))
+    assert first == again != other

@@ -203,7 +203,8 @@ class AnchorPyramid:
     def split(self, values, height, width):
         """One value for each anchor of an image of that size, [N, ...] -> a tuple of maps [H, W, A, ...].
 
-        Targets of images that differ in size can be padded map by map to one batch, and still fit the anchors.
+        Targets of images that differ in size can be padded map by map to one batch, and still fit the anchors. (With
+        `fitted` strides only nearly, as these follow the size of the batch.)
         """
         shapes = [(*size, g.num_anchors) for g, size in zip(self.generators, self._maps(height, width), strict=True)]
         ends = list(itertools.accumulate(h * w * a for h, w, a in shapes))
@@ -218,7 +219,10 @@ class AnchorPyramid:
         return ops.concatenate([ops.reshape(m, (ops.shape(m)[0], -1, *channels)) for m in maps], axis=1)
 
     def _padded(self, height, width):
-        return [-(-side // 32) * 32 for side in (height, width)]
+        sides = [height, width]
+        if not all(isinstance(side, int) for side in sides):
+            sides = [ops.convert_to_tensor(side) for side in sides]  # a layer takes no mixture
+        return [-(-side // 32) * 32 for side in sides]
 
     def _maps(self, height, width):
         padded = self._padded(height, width)

@@ -34,8 +34,13 @@ def sigmoid_focal(labels, logits, alpha=0.25, gamma=2.0):
     """
     logits = ops.cast(logits, "float32")
     # No one-hot targets of the size of the logits: all classes cost what others cost, then each own class is put right.
-    cost = ops.sum((1 - alpha) * ops.sigmoid(logits) ** gamma * ops.softplus(logits), axis=-1)
+    cost = (1 - alpha) * ops.sum(_modulated(logits, gamma), axis=-1)
     own = ops.take_along_axis(logits, ops.maximum(labels, 0)[..., None], axis=-1)[..., 0]
-    own_cost = alpha * ops.sigmoid(-own) ** gamma * ops.softplus(-own)
-    other_cost = (1 - alpha) * ops.sigmoid(own) ** gamma * ops.softplus(own)
+    own_cost, other_cost = alpha * _modulated(-own, gamma), (1 - alpha) * _modulated(own, gamma)
     return cost + ops.where(labels >= 0, own_cost - other_cost, 0.0)
+
+
+def _modulated(logits, gamma):
+    """p^gamma * -log(1 - p) of p = sigmoid(logit)."""
+    cost = ops.softplus(logits)
+    return ops.exp(gamma * (logits - cost)) * cost  # log p = logit - softplus; p ** gamma has no slope at p = 0

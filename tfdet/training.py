@@ -77,11 +77,32 @@ def load_splits(settings):
 
 
 def fill_in(settings, defaults):
-    """The settings with `defaults`, {name: value}, where nothing was given; `steps` and `epochs` replace each other."""
+    """The settings with `defaults`, {name: value}, where nothing was given; `steps` and `epochs` replace each other.
+
+    Raises:
+        TfdetError: a number among them cannot be.
+    """
     missing = {name: value for name, value in defaults.items() if getattr(settings, name) is None}
     if settings.steps is not None or settings.epochs is not None:
         missing = {name: value for name, value in missing.items() if name not in ("steps", "epochs")}
-    return dataclasses.replace(settings, **missing)
+    settings = dataclasses.replace(settings, **missing)
+    _check_numbers(dataclasses.asdict(settings))
+    return settings
+
+
+LEAST = {"batch_size": 1, "steps": 1, "epochs": 0, "evaluate_every": 1, "short_sides": 1, "long_side": 1}
+LEAST |= {"learning_rate": 0, "drops": 1, "warmup_steps": 0, "weight_decay": 0}
+
+
+def _check_numbers(settings):
+    for name, value in settings.items():
+        flag, values = f"--{name.replace('_', '-')}", value if isinstance(value, tuple) else (value,)
+        if name in LEAST and any(number is not None and not number >= LEAST[name] for number in values):
+            raise TfdetError(f"{flag} must be at least {LEAST[name]}: {value}")
+        if name == "short_sides" and not values:
+            raise TfdetError(f"{flag} needs at least one number")
+        if name == "drops" and value and list(value) != sorted(value):
+            raise TfdetError(f"{flag} must rise: {value}")
 
 
 def run(settings, recipe, build):

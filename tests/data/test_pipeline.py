@@ -8,13 +8,14 @@ import tensorflow as tf
 from PIL import Image
 
 from tfdet import inference
+from tfdet.assigners import IGNORED
 from tfdet.data import pipeline
 from tfdet.data.dataset import Dataset, Example
 from tfdet.data.images import decode, load_image
 from tfdet.data.transforms import SSDAugmentation
 from tfdet.detectors.base import Detector
 from tfdet.errors import TfdetError
-from tfdet.resizers import Warp
+from tfdet.resizers import ShortSide, Warp, size_without_padding, without_padding
 
 SIZE = 16
 
@@ -200,6 +201,173 @@ def test_a_crowd_is_no_target(plain):
 def test_too_few_images_for_one_batch(seven, detector):
     with pytest.raises(ValueError, match="seven: 7 images do not fill one batch of 8"):
         pipeline.training_batches(seven, detector, 8)
+
+
+def test_fed_images_of_one_size_make_batches_of_a_shape_known_in_advance(seven, detector):
+    """So a step that is compiled for every shape is compiled once."""
+    images, targets = pipeline.training_batches(seven, detector, 3).element_spec
+    assert images.shape == (3, SIZE, SIZE, 3)
+    assert (targets["boxes"].shape, targets["labels"].shape) == ((3, 6, 4), (3, 6))
+    images, targets = pipeline.validation_batches(seven, detector, 3).element_spec
+    assert images.shape.as_list() == [None, SIZE, SIZE, 3]
+    assert targets["boxes"].shape.as_list() == [None, 6, 4]
+    batch = pipeline.prediction_batches([b""], detector, 3).element_spec
+    assert batch["images"].shape.as_list() == [None, SIZE, SIZE, 3]
+    assert batch["scale"].shape.as_list() == [None, 4]
+
+
+# --- images that differ in size ---
+
+
+class FakeShortSide(FakeDetector):
+    """Resizes to 20 pixels, but the long side to 40 at most, and finds in every image all of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.resizer = ShortSide(20, 40)
+
+        def augmentation(image, boxes, labels, seed):
+            scale = self.resizer.scale(*tf.unstack(tf.shape(image)[:2]))
+            return self.resizer(image), boxes * scale, labels
+
+        self.augmentation = augmentation
+
+    wants_crowds = True
+
+    def encode(self, image, boxes, labels, seed):
+        """What it is given; and a map as large as the image without its padding."""
+        height, width = size_without_padding(image)
+        return {
+            "boxes": boxes,
+            "labels": labels,
+            "maps": (tf.fill((height, width), 7), tf.ones((height, width, 4))),
+            "seed": tf.cast(seed, tf.int64),
+        }
+
+    def call(self, images, training=None):
+        return without_padding(images)[1]
+
+    @staticmethod
+    def decoder(sizes):
+        height, width = tf.unstack(sizes, axis=-1)
+        whole = tf.stack([height * 0, width * 0, width, height], axis=-1)
+        return {
+            "boxes": whole[:, None],
+            "scores": tf.ones_like(sizes[:, :1]),
+            "labels": tf.zeros_like(sizes[:, :1], tf.int32),
+            "num_detections": tf.ones_like(height, tf.int32),
+        }
+
+
+@pytest.fixture(scope="module")
+def short_side():
+    return FakeShortSide()
+
+
+@pytest.fixture(scope="module")
+def two_sizes():
+    """Images of 8 x 12 and 16 x 8 pixels, fed as 20 x 30 and 40 x 20; a crowd in the first."""
+    boxes = [(0, 0, 6, 4), (6, 4, 12, 8), (3, 2, 9, 6)]
+    wide = example(3, boxes, crowd=[False, True, False], size=(8, 12))
+    return dataset(wide, example(5, [(0, 8, 8, 16)], size=(16, 8)))
+
+
+BATCHES = [pipeline.validation_batches, pipeline.training_batches]
+
+
+@pytest.mark.parametrize("batches", BATCHES, ids=lambda f: f.__name__)
+def test_images_that_differ_in_size_are_padded_to_one_batch(two_sizes, short_side, batches):
+    images, targets = next(iter(batches(two_sizes, short_side, 2)))
+    assert images.shape == (2, 64, 32, 3)  # 32 x 32 and 64 x 32
+    first, second = (0, 1) if images[0, 0, 0, 0] == 30 else (1, 0)  # shuffled, when training
+    expected = np.full((2, 64, 32, 3), np.nan)
+    expected[first, :20, :30], expected[second, :40, :20] = 30, 50
+    np.testing.assert_allclose(images, expected, rtol=1e-6)
+
+    maps = {name: np.array(targets["maps"][i]) for i, name in enumerate(("numbers", "fractions"))}
+    assert maps["numbers"].shape == (2, 40, 30) and maps["fractions"].shape == (2, 40, 30, 4)
+    inside = np.zeros((2, 40, 30), bool)
+    inside[first, :20, :30] = inside[second, :40, :20] = True
+    np.testing.assert_array_equal(maps["numbers"], np.where(inside, 7, IGNORED))
+    np.testing.assert_array_equal(maps["fractions"], np.repeat(inside[..., None], 4, axis=-1))
+
+    # In pixels of the fed image; the crowd is there, but without its label.
+    np.testing.assert_array_equal(targets["labels"][first], [3, -1, 5])
+    np.testing.assert_array_equal(targets["labels"][second], [5, IGNORED, IGNORED])
+    np.testing.assert_allclose(targets["boxes"][first], [(0, 0, 15, 10), (15, 10, 30, 20), (7.5, 5, 22.5, 15)])
+    np.testing.assert_allclose(targets["boxes"][second], [(0, 20, 20, 40), (0,) * 4, (0,) * 4])
+
+
+def test_shapes_of_batches_of_any_size(two_sizes, short_side):
+    images, targets = pipeline.training_batches(two_sizes, short_side, 2).element_spec
+    assert images.shape.as_list() == [2, None, None, 3]
+    assert targets["boxes"].shape.as_list() == [2, None, 4]
+    assert (targets["seed"].shape, targets["seed"].dtype) == ((2,), tf.int64)
+
+
+def test_no_boxes_in_any_image_of_a_padded_batch(short_side):
+    data = dataset(example(1, []), example(2, [], size=(12, 8)))
+    ((images, boxes, labels),) = flat(pipeline.validation_batches(data, short_side, 2))
+    assert (images.shape, boxes.shape, labels.shape) == ((2, 32, 32, 3), (2, 0, 4), (2, 0))
+
+
+def test_images_to_predict_are_padded_and_their_scale_is_not(short_side):
+    grey = [encode(np.full((*size, 3), 9, np.uint8)) for size in ((8, 32), (20, 20))] + [encode(GREY)]
+    batches = list(pipeline.prediction_batches(grey, short_side, 2))
+    assert [batch["images"].shape for batch in batches] == [(2, 32, 64, 3), (1, 32, 32, 3)]
+    sizes = [np.stack(size_without_padding(batch["images"]), axis=-1).tolist() for batch in batches]
+    assert sizes == [[[10, 40], [20, 20]], [[20, 28]]]
+    scales = [batch["scale"] for batch in batches]
+    np.testing.assert_allclose(scales[0], [(1.25,) * 4, (1,) * 4])
+    np.testing.assert_allclose(scales[1], [(4,) * 4])
+
+
+def test_detections_in_padded_images_are_in_pixels_of_the_originals(short_side):
+    sizes = [(8, 12), (32, 64), (16, 16), (1, 1), (1, 300), (77, 3)]
+    data = dataset(*(example(i, [], size=size) for i, size in enumerate(sizes)))
+    for batch_size in (1, 4):
+        found = inference.detect(short_side, data, batch_size=batch_size)
+        whole = [[(0, 0, width, height)] for height, width in sizes]
+        np.testing.assert_allclose([one.boxes for one in found], whole, rtol=1e-6)
+
+
+def seeds(batches):
+    """[(number of the image, its seed)] of each batch."""
+    numbered = [(images[:, 0, 0, 0].numpy() / 10, targets["seed"].numpy()) for images, targets in batches]
+    return [list(zip(map(int, images), map(int, seeds), strict=True)) for images, seeds in numbered]
+
+
+def test_an_example_gets_another_seed_in_every_epoch_and_the_same_after_a_resume(seven, short_side):
+    def stream(start_step, seed=1):
+        return pipeline.training_batches(seven, short_side, 3, seed=seed, start_step=start_step)
+
+    whole = seeds(stream(0).take(8))
+    drawn = [pair for batch in whole for pair in batch]
+    assert len({seed for _, seed in drawn}) == len(drawn) == 24
+    per_image = [image for image, _ in drawn]
+    assert max(map(per_image.count, per_image)) >= 3  # so seen with several seeds
+    for start_step in (1, 2, 5):
+        assert seeds(stream(start_step).take(8 - start_step)) == whole[start_step:]
+    assert not set(drawn) & {pair for batch in seeds(stream(0, seed=2).take(8)) for pair in batch}
+
+
+def test_the_seed_of_augmentation_is_that_of_the_encoder(seven, monkeypatch):
+    detector, drawn = FakeShortSide(), []
+
+    def augmentation(image, boxes, labels, seed):
+        tf.py_function(lambda s: drawn.append(tuple(s.numpy())), [seed], [])
+        return tf.fill((32, 32, 3), 10.0), boxes, labels
+
+    detector.augmentation = augmentation
+    found = seeds(pipeline.training_batches(seven, detector, 7).take(1))
+    assert sorted(drawn) == sorted((seed, 0) for _, seed in found[0])
+
+
+def test_validation_has_the_same_seeds_each_time(seven, short_side):
+    batches = pipeline.validation_batches(seven, short_side, 3)
+    first = seeds(batches)
+    assert seeds(batches) == first
+    assert len({seed for batch in first for _, seed in batch}) == 7
 
 
 # --- validation and prediction ---

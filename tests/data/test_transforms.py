@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from tfdet.data import transforms
-from tfdet.data.transforms import Draw, SSDAugmentation
+from tfdet.data.transforms import Draw, RandomShortSide, SSDAugmentation
 
 LIMITS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -367,3 +367,85 @@ def test_draws_are_uniform_and_follow_from_the_seed_and_their_number():
     draw = Draw((5, 0))
     assert {int(draw.integer(3)) for _ in range(40)} == {0, 1, 2}
     assert 10 < sum(bool(draw.chance(0.25)) for _ in range(100)) < 40
+
+
+# --- sizes of the R-CNN family ---
+
+# Number of the short side, mirrored -> the size of the image, and where the box (5, 10, 25, 16) of one of 30 x 50 lies.
+SHORT_SIDES = {
+    "the first": (0, False, (15, 25), (2.5, 5, 12.5, 8)),
+    "the first, mirrored": (0, True, (15, 25), (12.5, 5, 22.5, 8)),
+    "the last": (2, False, (60, 100), (10, 20, 50, 32)),
+    "the last, mirrored": (2, True, (60, 100), (50, 20, 90, 32)),
+    "rounded down": (1, False, (20, 33), (3.3, 20 / 3, 16.5, 32 / 3)),  # 33.3
+    "rounded down, mirrored": (1, True, (20, 33), (16.5, 20 / 3, 29.7, 32 / 3)),
+    "kept to the long side": (3, False, (63, 105), (10.5, 21, 52.5, 33.6)),
+}
+
+
+@pytest.mark.parametrize(("number", "mirrored", "size", "box"), SHORT_SIDES.values(), ids=SHORT_SIDES)
+def test_random_short_side_by_hand(monkeypatch, number, mirrored, size, box):
+    monkeypatch.setattr(transforms, "Draw", lambda seed: Chosen(chances=[mirrored], integer=number))
+    ramp = np.repeat(np.arange(50, dtype=np.uint8)[None, :, None], 3, axis=-1)
+    image = np.tile(ramp, (30, 1, 1))
+    fed, boxes, labels = RandomShortSide((15, 20, 60, 70), 105)(image, np.float32([(5, 10, 25, 16)]), [7], (0, 0))
+    assert np.array(fed).dtype == np.float32
+    height, width = size
+    assert fed.shape == (-(-height // 32) * 32, -(-width // 32) * 32, 3)
+    is_image = ~np.isnan(fed)
+    assert is_image[:height, :width].all() and not is_image[height:].any() and not is_image[:, width:].any()
+    # From dark to bright, with the same step everywhere but at the border.
+    step = np.diff(np.array(fed)[0, 2 : width - 2, 0])
+    np.testing.assert_allclose(step, np.full(width - 5, (-50 if mirrored else 50) / width), atol=1e-3)
+    np.testing.assert_allclose(boxes, [box], rtol=1e-6)
+    np.testing.assert_array_equal(labels, [7])
+
+
+@pytest.fixture(scope="module")
+def resize_randomly():
+    """To a short side of 40, 50 or 70 pixels, but no more than 80 for the long one."""
+    return in_a_graph(RandomShortSide((40, 50, 70), 80))
+
+
+def test_only_the_sides_of_the_list_are_drawn_and_all_of_them(resize_randomly, scene):
+    """An image of 120 x 160: the long side would be 53, 66 and 93."""
+    found = [resize_randomly(*scene, (seed, 0)) for seed in range(60)]
+    sizes = [tuple(int((~np.isnan(image[..., 0])).any(axis=axis).sum()) for axis in (1, 0)) for image, _, _ in found]
+    assert set(sizes) == {(40, 53), (50, 66), (60, 80)}
+    assert min(map(sizes.count, set(sizes))) >= 8  # a third is 20
+    for (_, boxes, labels), (height, width) in zip(found, sizes, strict=True):
+        assert (boxes >= 0).all() and (boxes <= np.float32([width, height] * 2) * (1 + 1e-6)).all()
+        np.testing.assert_allclose(boxes[3], (0, 0, width, height), rtol=1e-6)  # that of the whole image
+        np.testing.assert_array_equal(labels, scene[2])
+    mirrored = sum(boxes[0, 0] > boxes[1, 0] for _, boxes, _ in found)
+    assert 18 <= mirrored <= 42
+
+
+def test_random_short_side_follows_from_the_seed(resize_randomly, scene):
+    for one, other in zip(resize_randomly(*scene, (3, 4)), resize_randomly(*scene, (3, 4)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    images = {resize_randomly(*scene, (seed, 0))[0].tobytes() for seed in range(60)}
+    assert len(images) == 6  # three sizes, mirrored or not
+
+
+def test_a_resized_object_is_where_its_box_says(resize_randomly):
+    image = np.zeros((200, 150, 3), np.uint8)
+    x1, y1, x2, y2 = box = (30, 40, 81, 160)
+    image[y1:y2, x1:x2] = 255
+    for seed in range(12):
+        fed, boxes, _ = resize_randomly(image, np.float32([box]), np.int32([7]), (seed, 1))
+        bright = fed[..., 0] > 127
+        rows, columns = np.flatnonzero(bright.any(axis=1)), np.flatnonzero(bright.any(axis=0))
+        extent = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+        np.testing.assert_allclose(extent, boxes[0], atol=1, err_msg=f"seed {seed}")
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 400), (400, 1), (70, 80)])
+def test_random_short_side_of_any_image(resize_randomly, shape):
+    nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int32)
+    for seed in range(4):
+        fed, boxes, labels = resize_randomly(np.full((*shape, 3), 200, np.uint8), *nothing, (seed, 0))
+        assert boxes.shape == (0, 4) and labels.shape == (0,)
+        height, width = (int((~np.isnan(fed[..., 0])).any(axis=axis).sum()) for axis in (1, 0))
+        assert 1 <= min(height, width) <= 70 and max(height, width) <= 80
+        np.testing.assert_allclose(fed[:height, :width], 200, rtol=1e-6)

@@ -196,6 +196,7 @@ class RetinaNet(Detector):
         self.encoder = RetinaNetTargetEncoder(self.pyramid, coder, (long_side, long_side))
         self.detection_loss = RetinaNetLoss(self.pyramid)
         self.decoder = RetinaNetDecoder(coder)
+        self.supports_jit = False  # XLA would compile a step for every size of image
         self.create_weights(128, 128)
 
     def call(self, images, training=None):
