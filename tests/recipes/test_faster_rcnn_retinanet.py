@@ -206,7 +206,7 @@ def test_published_weights_are_evaluated_without_training(name, recipe, table, t
     flags = ["--data", f"csv:{table}", *FLAGS, "--weights", "published.pth", "--epochs", "0"]
     folder = recipe.main([*flags, "--output", str(tmp_path / "run")])
     names = dict(enumerate(tfdet.load_dataset(f"csv:{table}", "val").class_names, 1))
-    assert asked == [("published.pth", names, 96, 128)]
+    assert asked == [("published.pth", names, (64, 96), 128)]
     assert {path.name for path in folder.iterdir()} == {"settings.toml", "best.keras"}
     for model in (keras.models.load_model(folder / "best.keras"), reported[0][0]):
         assert float(model.layers[0].kernel[0, 0]) == 3

@@ -10,7 +10,7 @@ from .keras_models import from_keras, is_backbone
 from .mobilenet import mobilenet_v2
 from .resnet import resnet18, resnet34, resnet50, resnet101, resnet_slim
 from .slim import vgg_slim
-from .vgg import L2Normalization, vgg16, vgg16_reduced
+from .vgg import L2Normalization, vgg16, vgg16_fully_connected, vgg16_reduced
 
 __all__ = [
     "L2Normalization",
@@ -23,6 +23,7 @@ __all__ = [
     "resnet101",
     "resnet_slim",
     "vgg16",
+    "vgg16_fully_connected",
     "vgg16_reduced",
     "vgg_slim",
 ]

@@ -79,9 +79,11 @@ def vgg16_reduced(weights=None):
     conv7 = keras.layers.Conv2D(1024, 1, activation="relu", name="conv7")(x)
     outputs = {"C3": L2Normalization(name="conv4_3_norm")(conv4_3), "C4": conv7}
     model = keras.Model(image, outputs, name="vgg16_reduced")
-    _load(model, arrays, weights)
-    if arrays and "conv6" not in arrays:
+    if "fc6" in arrays:
+        arrays |= _reduce(*arrays.pop("fc6"), *arrays.pop("fc7"))
+    elif arrays:
         warnings.warn(f"{weights}: has no fc6 and fc7: conv6 and conv7 keep their random initialisation", stacklevel=2)
+    _load(model, arrays, weights)
     return model
 
 
@@ -97,6 +99,23 @@ def vgg16(weights=None):
     model = keras.Model(image, {"C3": conv4_3, "C4": conv5_3}, name="vgg16")
     _load(model, {name: arrays[name] for name in CONVOLUTIONS if name in arrays}, weights)
     return model
+
+
+def vgg16_fully_connected(weights):
+    """The weights of VGG16's fc6 and fc7, for a head that goes on with them.
+
+    Args:
+        weights: as for `vgg16_reduced`.
+    Returns: {"fc6": (kernel [7 * 7 * 512, 4096], bias [4096]), "fc7": (kernel [4096, 4096], bias)}, of a region
+        flattened pixel by pixel; empty where there are none, with a warning if it is a file that lacks them.
+    """
+    _, arrays = _read(weights)
+    if "fc6" not in arrays:
+        if arrays:
+            warnings.warn(f"{weights}: has no fc6 and fc7: they keep their random initialisation", stacklevel=2)
+        return {}
+    kernel, bias = arrays["fc6"]
+    return {"fc6": (kernel.reshape(-1, kernel.shape[-1]), bias), "fc7": arrays["fc7"]}
 
 
 def _convolutions(image, pixels):
@@ -122,7 +141,8 @@ def _load(model, arrays, source):
 def _read(weights):
     """Reads what `weights` says.
 
-    Returns: (scale, offset) of the pixels, and {layer name: (kernel, bias)} in Keras' layout.
+    Returns: (scale, offset) of the pixels, and {layer name: (kernel, bias)} in Keras' layout; the kernel of fc6, if
+        there is one, as [7, 7, 512, 4096].
     """
     if weights is None:
         return CAFFE_PIXELS, {}
@@ -155,7 +175,7 @@ def _from_keras(state, source):
     arrays["conv1_1"] = kernel[:, :, ::-1], bias  # Caffe's images are BGR, ours RGB
     if "fc1/0" in state:
         fc1, bias1, fc2, bias2 = (_take(state, name, source) for name in ("fc1/0", "fc1/1", "fc2/0", "fc2/1"))
-        arrays |= _reduce(_unflatten(fc1, (25088, 4096), (7, 7, 512, 4096), source), bias1, fc2, bias2)
+        arrays |= {"fc6": (_unflatten(fc1, (25088, 4096), (7, 7, 512, 4096), source), bias1), "fc7": (fc2, bias2)}
     return arrays
 
 
@@ -172,7 +192,7 @@ def _from_torch(state, source):
         # torchvision's VGG16_Weights.IMAGENET1K_FEATURES: SSD's own convolutions (RGB, x - mean) and no classifier
         return CAFFE_PIXELS, arrays
     fc1 = _unflatten(fc1, (4096, 25088), (4096, 512, 7, 7), source).transpose(2, 3, 1, 0)
-    return TORCH_PIXELS, arrays | _reduce(fc1, bias1, fc2.T, bias2)
+    return TORCH_PIXELS, arrays | {"fc6": (fc1, bias1), "fc7": (fc2.T, bias2)}
 
 
 def _reduce(fc1, bias1, fc2, bias2):

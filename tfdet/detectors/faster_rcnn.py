@@ -26,6 +26,7 @@ from tfdet.distribution import sum_over_replicas
 from tfdet.necks import FPN
 from tfdet.resizers import ShortSide, size_without_padding, without_padding
 from tfdet.samplers import RandomSampler
+from tfdet.weights import load_arrays
 
 
 class RPNHead(keras.layers.Layer):
@@ -170,6 +171,7 @@ class RegionTargets:
             {"regions" [B, S, 4], "region_labels" int32 [B, S]: -1 for background, -2 for the padding where there were
             not enough, "region_deltas" [B, S, 4]} of the S that were drawn. No gradient passes.
         """
+        proposals = ops.stop_gradient(proposals)
         # One of padding more, so that there is something to take also when there are no boxes.
         boxes = ops.pad(boxes, [[0, 0], [0, 1], [0, 0]])
         labels = ops.pad(labels, [[0, 0], [0, 1]], constant_values=IGNORED)
@@ -387,15 +389,17 @@ def faster_rcnn_fpn(num_classes, backbone="resnet50", weights=None, short_sides=
 def faster_rcnn_vgg16(num_classes, weights=None, short_sides=(600,), long_side=1000):
     """The original Faster R-CNN: one map of stride 16, nine anchors in a cell, VGG16 with its fc6 and fc7.
 
-    Three things are not the original's: RoIAlign in the place of RoI pooling, batches of any size, and no "+ 1" in the
-    widths of boxes (see tfdet.anchors.AnchorGenerator).
+    Not the original's are RoIAlign in the place of RoI pooling; batches of any size; no "+ 1" in the widths of boxes
+    (see tfdet.anchors.AnchorGenerator); that an object's best anchor needs an IoU of 0.3 (py-faster-rcnn takes any);
+    that proposals of fewer than 16 pixels are kept; and NMS at 0.5, not 0.3, in the end.
 
     Args:
         num_classes, short_sides, long_side: as for `faster_rcnn_fpn`.
         weights: of VGG16, its fully connected layers included: None, "imagenet", or a file (see tfdet.backbones.vgg16).
+            Where a file has no fc6 and fc7 they stay random, with a warning.
     """
     anchors = [AnchorGenerator((128, 256, 512), (0.5, 1.0, 2.0), 16, offset=0.5)]
-    return FasterRCNN(
+    model = FasterRCNN(
         backbones.vgg16(weights),
         num_classes,
         anchors,
@@ -411,3 +415,6 @@ def faster_rcnn_vgg16(num_classes, weights=None, short_sides=(600,), long_side=1
         crossing=False,
         name="faster_rcnn_vgg16",
     )
+    for name, arrays in backbones.vgg16_fully_connected(weights).items():
+        load_arrays(getattr(model.box_head, name), arrays, weights)
+    return model

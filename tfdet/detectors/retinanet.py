@@ -151,7 +151,8 @@ class RetinaNetDecoder:
         _, best = ops.top_k(ops.max(logits, axis=-1), count)
         logits = ops.take_along_axis(logits, best[..., None], axis=1)
         deltas = ops.take_along_axis(deltas, best[..., None], axis=1)
-        last = ops.top_k(ops.reshape(logits, (-1, count * logits.shape[-1])), count)[0][:, -1]
+        pairs = ops.reshape(logits, (-1, count * logits.shape[-1]))
+        last = ops.top_k(pairs, ops.minimum(self.pre_nms, ops.shape(pairs)[1]))[0][:, -1]
         scores = ops.where(logits >= last[:, None, None], ops.sigmoid(logits), 0.0)
         return self.coder.decode(ops.take(anchors, best, axis=0), deltas), scores
 

@@ -15,13 +15,14 @@ from tfdet.weights import load_torch, read_state_dict
 RATIOS = (0.5, 1.0, 2.0)
 
 
-def faster_rcnn_torchvision(path, class_names=None, short_side=800, long_side=1333, epsilon=1e-5):
+def faster_rcnn_torchvision(path, class_names=None, short_sides=(800,), long_side=1333, epsilon=1e-5):
     """Faster R-CNN with the weights of torchvision's `fasterrcnn_resnet50_fpn`.
 
     Args:
         path: its state dict.
         class_names: {logit: name}, the background being logit 0.
-        short_side, long_side: torchvision's min_size and max_size.
+        short_sides, long_side: torchvision's min_size and max_size. Training draws one of the short sides for each
+            image, prediction takes the last.
         epsilon: of batch normalisation; torchvision sets it to 0 for its published COCO weights.
     Raises:
         WeightsError: the file cannot be read or does not fit.
@@ -33,17 +34,19 @@ def faster_rcnn_torchvision(path, class_names=None, short_side=800, long_side=13
         backbones.resnet50(norm="frozen"),
         _names(class_names, range(1, len(bias))),
         anchors,
-        (short_side,),
+        short_sides,
         long_side,
         fitted=True,
         name="faster_rcnn_fpn",
     )
     head, predictor = "roi_heads.box_head.", "roi_heads.box_predictor."
     # PyTorch flattens a region channel by channel, TensorFlow pixel by pixel; and background has no box here.
-    fc6, width = state[f"{head}fc6.weight"], model.box_head.fc6.units
-    state[f"{head}fc6.weight"] = fc6.reshape(width, -1, 7, 7).transpose(0, 2, 3, 1).reshape(width, -1)
-    for part in ("weight", "bias"):
-        state[f"{predictor}bbox_pred.{part}"] = state[f"{predictor}bbox_pred.{part}"][4:]
+    fc6 = state.get(f"{head}fc6.weight")
+    if fc6 is not None and fc6.ndim == 2 and fc6.shape[1] % 49 == 0:  # any other is refused below
+        state[f"{head}fc6.weight"] = fc6.reshape(len(fc6), -1, 7, 7).transpose(0, 2, 3, 1).reshape(fc6.shape)
+    for key in (f"{predictor}bbox_pred.weight", f"{predictor}bbox_pred.bias"):
+        if key in state:
+            state[key] = state[key][4:]
     conv = "rpn.head.conv" if "rpn.head.conv.weight" in state else "rpn.head.conv.0.0"
     pairs = [
         (model.rpn.conv, conv),
@@ -57,7 +60,7 @@ def faster_rcnn_torchvision(path, class_names=None, short_side=800, long_side=13
     return _load(model, pairs, state, path, epsilon)
 
 
-def retinanet_torchvision(path, class_names=None, short_side=800, long_side=1333, epsilon=1e-5):
+def retinanet_torchvision(path, class_names=None, short_sides=(800,), long_side=1333, epsilon=1e-5):
     """RetinaNet with the weights of torchvision's `retinanet_resnet50_fpn`; arguments as `faster_rcnn_torchvision`.
 
     There is no background: logit 0 is a class like the others (in the published weights one that names nothing). Of an
@@ -71,7 +74,7 @@ def retinanet_torchvision(path, class_names=None, short_side=800, long_side=1333
         backbones.resnet50(norm="frozen"),
         _names(class_names, range(len(bias) // anchors[0].num_anchors)),
         anchors,
-        (short_side,),
+        short_sides,
         long_side,
         p6_from="P5",
         fitted=True,

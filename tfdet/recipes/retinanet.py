@@ -87,7 +87,7 @@ def build(settings, dataset):
     """A compiled RetinaNet for the classes of a Dataset."""
     if settings.weights:
         names = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
-        model = retinanet_torchvision(settings.weights, names, settings.short_sides[-1], settings.long_side)
+        model = retinanet_torchvision(settings.weights, names, settings.short_sides, settings.long_side)
     else:
         weights = None if settings.backbone_weights == "none" else settings.backbone_weights
         sizes = settings.short_sides, settings.long_side
