@@ -4,7 +4,7 @@
     python -m tfdet.recipes.retinanet --data csv:FILE        your own photographs, on MobileNetV2
     python -m tfdet.recipes.retinanet --data coco:DIR        the paper's ResNet-50, with detectron2's schedule
 
-Measured runs, their settings and pictures: recipes/retinanet/README.md.
+No run of it has been measured to its end yet.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ SHAPES = {
     "warmup_steps": 200,
     "weight_decay": 1e-4,
 }
-PHOTOGRAPHS = {  # some hundreds of one's own; what was measured on BCCD
+PHOTOGRAPHS = {  # some hundreds of one's own; how good this is has not been measured yet
     "backbone": "mobilenet_v2",
     "backbone_weights": "imagenet",
     "short_sides": (288, 320, 352),
