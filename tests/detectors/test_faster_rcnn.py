@@ -572,7 +572,7 @@ def test_a_backbone_whose_finest_map_is_c3(small):
     maps = {name: small.backbone.output[name] for name in ("C3", "C4", "C5")}
     backbone = keras.Model(small.backbone.input, maps)
     anchors = [AnchorGenerator((8 * 2**k,), (1.0,), 2**k) for k in range(3, 7)]
-    assert [generator.sizes for generator in faster_rcnn_fpn(1, backbone).anchors] == [(64,), (128,), (256,), (512,)]
+    assert [generator.sizes for generator in faster_rcnn_fpn(1, backbone).anchors] == [(32,), (64,), (128,), (256,)]
     model = FasterRCNN(backbone, 1, anchors, (64,), 96, channels=8, rpn_channels=8, box_width=16)
     for side, level in ((20, "P3"), (112, "P3"), (300, "P4"), (1000, "P5")):
         assert levels_read(model, [(f"P{k}", 8) for k in range(3, 7)], side) == [level]

@@ -13,6 +13,7 @@ most a quarter of them positives. The rules are `assigners.max_iou` and `sampler
 """
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from tfdet import assigners, backbones, losses, nms, rois
@@ -331,7 +332,7 @@ class FasterRCNN(Detector):
         proposals = self.proposals(logits, deltas, anchors, sizes, training)
         outputs = {"objectness": logits, "rpn_deltas": deltas, "proposals": proposals, "sizes": sizes, "levels": levels}
         # In training the second stage looks at what `region_targets` draws, once the objects are known.
-        return outputs if training else {**outputs, **self.second_stage(levels, proposals)}
+        return outputs if training else {**outputs, **self.second_stage_one_by_one(levels, proposals)}
 
     def second_stage(self, levels, regions, training=False):
         """Pyramid and boxes [B, R, 4] -> {"class_logits", "box_deltas"} of BoxHead."""
@@ -339,6 +340,18 @@ class FasterRCNN(Detector):
         finest = max(finest, min(int(name[1:]) for name in levels))
         parts = rois.multilevel_roi_align(levels, regions, 7, 2, False, finest, coarsest)
         return self.box_head(parts, training=training)
+
+    def second_stage_one_by_one(self, levels, regions):
+        """The same image by image: no slower on a CPU, and the regions of one image are 50 MB."""
+
+        def of_one(image):
+            levels, regions = keras.tree.map_structure(lambda part: part[None], image)
+            return keras.tree.map_structure(lambda part: part[0], self.second_stage(levels, regions))
+
+        classes = tf.TensorSpec((None, self.num_classes + 1), tf.float32)
+        deltas = tf.TensorSpec((None, self.num_classes, 4), tf.float32)
+        signature = {"class_logits": classes, "box_deltas": deltas}
+        return tf.map_fn(of_one, (levels, regions), fn_output_signature=signature, parallel_iterations=1)
 
     wants_crowds = True
 
@@ -366,23 +379,29 @@ class FasterRCNN(Detector):
         return cls(**{**config, "anchors": [restore(generator) for generator in config["anchors"]]})
 
 
+# For networks that are to train on a CPU: narrower, and fewer proposals are looked at.
+SLIM = {
+    "resnet_slim": {"channels": 64, "rpn_channels": 64, "box_width": 256, "post_nms": (300, 300), "regions": 128},
+    "mobilenet_v2": {"channels": 128, "rpn_channels": 128, "box_width": 512, "post_nms": (300, 300), "regions": 128},
+}
+
+
 def faster_rcnn_fpn(num_classes, backbone="resnet50", weights=None, short_sides=None, long_side=1333):
     """Faster R-CNN on a feature pyramid, P2 to P6; anchors of 32 to 512 pixels with three ratios.
 
     Args:
         num_classes: the number of classes, or their names.
-        backbone: "resnet50" (or 18, 34, 101), "resnet_slim" (trains from nothing on a CPU; pyramid and heads are a
-            quarter as wide then, and fewer proposals are looked at), or any backbone with the map C5; one whose finest
-            map is C3 has a pyramid that begins at P3, with anchors of 64 pixels.
+        backbone: "resnet50" (or 18, 34, 101), or any with the map C5; one whose finest map is C3 has a pyramid of P3 to
+            P6, with anchors of 32 to 256 pixels. With "resnet_slim" (trains from nothing on a CPU) pyramid and heads
+            are a quarter as wide, with "mobilenet_v2" half, and fewer proposals are looked at.
         weights: of the backbone: None, "imagenet", or a file (see tfdet.backbones.build).
         short_sides, long_side: see FasterRCNN; None draws from 640 to 800 pixels.
     """
     short_sides = short_sides or range(640, 801, 32)
-    slim = {"channels": 64, "rpn_channels": 64, "box_width": 256, "post_nms": (300, 300), "regions": 128}
-    widths = slim if backbone == "resnet_slim" else {}
+    widths = SLIM.get(backbone, {}) if isinstance(backbone, str) else {}
     backbone = backbones.build(backbone, weights)
     finest = min(int(name[1:]) for name in backbone.output)
-    anchors = [AnchorGenerator((8 * 2**k,), (0.5, 1.0, 2.0), 2**k) for k in range(finest, 7)]
+    anchors = [AnchorGenerator((32 * 2 ** (k - finest),), (0.5, 1.0, 2.0), 2**k) for k in range(finest, 7)]
     return FasterRCNN(backbone, num_classes, anchors, short_sides, long_side, **widths, name="faster_rcnn_fpn")
 
 

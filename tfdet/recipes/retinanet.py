@@ -57,7 +57,7 @@ PHOTOGRAPHS = {  # some hundreds of one's own; how good this is has not been mea
     "short_sides": (288, 320, 352),
     "long_side": 600,
     "batch_size": 8,
-    "epochs": 30,
+    "epochs": 20,
     "learning_rate": 0.01,
     "drops": (),
     "warmup_steps": 100,
