@@ -31,8 +31,8 @@ def recipe(name):
 
 SHAPES = {"backbone": "resnet_slim", "backbone_weights": "none", "steps": 2000, "test_split": "test", "drops": ()}
 SHAPES |= {"short_sides": (192, 224, 256), "long_side": 400, "batch_size": 8}
-PHOTOGRAPHS = {"backbone": "mobilenet_v2", "backbone_weights": "imagenet", "epochs": 20, "drops": ()}
-PHOTOGRAPHS |= {"short_sides": (288, 320, 352), "long_side": 600, "batch_size": 8}
+PHOTOGRAPHS = {"backbone": "mobilenet_v2", "backbone_weights": "imagenet", "epochs": 15, "drops": ()}
+PHOTOGRAPHS |= {"short_sides": (224, 256, 288), "long_side": 480, "batch_size": 8}
 # detectron2's schedule "1x": 90,000 steps of 16 images, a tenth of the rate after 60,000 and 80,000.
 PAPER = {"backbone": "resnet50", "backbone_weights": "imagenet", "steps": 90_000, "drops": (60_000, 80_000)}
 PAPER |= {"short_sides": (640, 672, 704, 736, 768, 800), "long_side": 1333, "batch_size": 16, "warmup_steps": 1000}

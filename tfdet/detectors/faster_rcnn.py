@@ -379,26 +379,20 @@ class FasterRCNN(Detector):
         return cls(**{**config, "anchors": [restore(generator) for generator in config["anchors"]]})
 
 
-# For networks that are to train on a CPU: narrower, and fewer proposals are looked at.
-SLIM = {
-    "resnet_slim": {"channels": 64, "rpn_channels": 64, "box_width": 256, "post_nms": (300, 300), "regions": 128},
-    "mobilenet_v2": {"channels": 128, "rpn_channels": 128, "box_width": 512, "post_nms": (300, 300), "regions": 128},
-}
-
-
 def faster_rcnn_fpn(num_classes, backbone="resnet50", weights=None, short_sides=None, long_side=1333):
     """Faster R-CNN on a feature pyramid, P2 to P6; anchors of 32 to 512 pixels with three ratios.
 
     Args:
         num_classes: the number of classes, or their names.
         backbone: "resnet50" (or 18, 34, 101), or any with the map C5; one whose finest map is C3 has a pyramid of P3 to
-            P6, with anchors of 32 to 256 pixels. With "resnet_slim" (trains from nothing on a CPU) pyramid and heads
-            are a quarter as wide, with "mobilenet_v2" half, and fewer proposals are looked at.
+            P6, with anchors of 32 to 256 pixels. With "mobilenet_v2" and "resnet_slim" (trains from nothing), which a
+            CPU can train, pyramid and heads are a quarter as wide, and fewer proposals are looked at.
         weights: of the backbone: None, "imagenet", or a file (see tfdet.backbones.build).
         short_sides, long_side: see FasterRCNN; None draws from 640 to 800 pixels.
     """
     short_sides = short_sides or range(640, 801, 32)
-    widths = SLIM.get(backbone, {}) if isinstance(backbone, str) else {}
+    slim = {"channels": 64, "rpn_channels": 64, "box_width": 256, "post_nms": (300, 300), "regions": 128}
+    widths = slim if backbone in ("mobilenet_v2", "resnet_slim") else {}
     backbone = backbones.build(backbone, weights)
     finest = min(int(name[1:]) for name in backbone.output)
     anchors = [AnchorGenerator((32 * 2 ** (k - finest),), (0.5, 1.0, 2.0), 2**k) for k in range(finest, 7)]

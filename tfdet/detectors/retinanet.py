@@ -233,8 +233,8 @@ def retinanet(num_classes, backbone="resnet50", weights=None, short_sides=None, 
 
     Args:
         num_classes: the number of classes, or their names.
-        backbone: "resnet50" (or 18, 34, 101), or any with the maps C3, C4 and C5. With "resnet_slim" (trains from
-            nothing on a CPU) pyramid and heads are a quarter as wide, with "mobilenet_v2" half.
+        backbone: "resnet50" (or 18, 34, 101), or any with the maps C3, C4 and C5. With "mobilenet_v2" and
+            "resnet_slim" (trains from nothing), which a CPU can train, pyramid and heads are a quarter as wide.
         weights: of the backbone: None, "imagenet", or a file (see tfdet.backbones.build).
         short_sides, long_side, p6_from: see RetinaNet; None draws from 640 to 800 pixels.
     """
@@ -242,7 +242,6 @@ def retinanet(num_classes, backbone="resnet50", weights=None, short_sides=None, 
         AnchorGenerator([4 * 2 ** (k + octave / 3) for octave in range(3)], (0.5, 1.0, 2.0), 2**k) for k in range(3, 8)
     ]
     short_sides = short_sides or range(640, 801, 32)
-    narrow = {"resnet_slim": 64, "mobilenet_v2": 128}
-    channels = narrow.get(backbone, 256) if isinstance(backbone, str) else 256
+    channels = 64 if backbone in ("mobilenet_v2", "resnet_slim") else 256
     backbone = backbones.build(backbone, weights)
     return RetinaNet(backbone, num_classes, anchors, short_sides, long_side, channels, p6_from, name="retinanet")

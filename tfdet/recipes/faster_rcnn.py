@@ -57,13 +57,13 @@ SHAPES = {
 PHOTOGRAPHS = {  # some hundreds of one's own; how good this is has not been measured yet
     "backbone": "mobilenet_v2",
     "backbone_weights": "imagenet",
-    "short_sides": (288, 320, 352),
-    "long_side": 600,
+    "short_sides": (224, 256, 288),
+    "long_side": 480,
     "batch_size": 8,
-    "epochs": 20,
+    "epochs": 15,
     "learning_rate": 0.01,
     "drops": (),
-    "warmup_steps": 100,
+    "warmup_steps": 50,
     "weight_decay": 1e-4,
 }
 PAPER = {
