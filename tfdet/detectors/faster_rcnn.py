@@ -386,12 +386,12 @@ def faster_rcnn_fpn(num_classes, backbone="resnet50", weights=None, short_sides=
         num_classes: the number of classes, or their names.
         backbone: "resnet50" (or 18, 34, 101), or any with the map C5; one whose finest map is C3 has a pyramid of P3 to
             P6, with anchors of 32 to 256 pixels. With "mobilenet_v2" and "resnet_slim" (trains from nothing), which a
-            CPU can train, pyramid and heads are a quarter as wide, and fewer proposals are looked at.
+            CPU can train, pyramid and heads are a quarter as wide, and 128 regions of an image are learned from.
         weights: of the backbone: None, "imagenet", or a file (see tfdet.backbones.build).
         short_sides, long_side: see FasterRCNN; None draws from 640 to 800 pixels.
     """
     short_sides = short_sides or range(640, 801, 32)
-    slim = {"channels": 64, "rpn_channels": 64, "box_width": 256, "post_nms": (300, 300), "regions": 128}
+    slim = {"channels": 64, "rpn_channels": 64, "box_width": 256, "regions": 128}
     widths = slim if backbone in ("mobilenet_v2", "resnet_slim") else {}
     backbone = backbones.build(backbone, weights)
     finest = min(int(name[1:]) for name in backbone.output)
