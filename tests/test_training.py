@@ -32,6 +32,15 @@ def test_learning_rate(changes, rates):
     }
 
 
+@pytest.mark.parametrize(("name", "kind"), [("sgd", keras.optimizers.SGD), ("adam", keras.optimizers.Adam)])
+def test_the_optimizer_follows_the_schedule(name, kind):
+    optimizer = training.optimizer(dataclasses.replace(SETTINGS, optimizer=name))
+    assert type(optimizer) is kind
+    optimizer.iterations.assign(10)
+    assert float(optimizer.learning_rate) == pytest.approx(0.05)  # half of the warm-up
+    assert name != "sgd" or optimizer.momentum == 0.9
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -42,6 +42,8 @@ class Settings:
     """Training steps in total, rounded to whole epochs."""
     epochs: int | None = None
     """Passes over the training split, instead of steps; 0 only evaluates."""
+    optimizer: Literal["sgd", "adam"] | None = None
+    """SGD with momentum 0.9, or Adam."""
     learning_rate: float | None = None
     """Highest learning rate."""
     drops: tuple[int, ...] | None = None
@@ -140,6 +142,12 @@ def with_whole_epochs(settings, num_images):
     per_epoch = num_images // settings.batch_size
     epochs = max(1, round(settings.steps / per_epoch)) if settings.epochs is None else settings.epochs
     return dataclasses.replace(settings, epochs=epochs, steps=epochs * per_epoch)
+
+
+def optimizer(settings):
+    """That of the settings, with their schedule of learning rates."""
+    rate = learning_rate(settings)
+    return keras.optimizers.Adam(rate) if settings.optimizer == "adam" else keras.optimizers.SGD(rate, momentum=0.9)
 
 
 def learning_rate(settings):

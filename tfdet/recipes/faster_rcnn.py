@@ -10,8 +10,6 @@ No run of it has been measured to its end yet.
 import dataclasses
 from typing import Literal
 
-import keras
-
 from tfdet import commandline, training
 from tfdet.detectors.faster_rcnn import faster_rcnn_fpn, faster_rcnn_vgg16
 from tfdet.detectors.torchvision import faster_rcnn_torchvision
@@ -48,10 +46,11 @@ SHAPES = {
     "long_side": 400,
     "test_split": "test",
     "batch_size": 8,
-    "steps": 2000,
+    "steps": 620,
+    "optimizer": "sgd",
     "learning_rate": 0.01,
     "drops": (),
-    "warmup_steps": 200,
+    "warmup_steps": 100,
     "weight_decay": 1e-4,
 }
 PHOTOGRAPHS = {  # some hundreds of one's own; how good this is has not been measured yet
@@ -61,6 +60,7 @@ PHOTOGRAPHS = {  # some hundreds of one's own; how good this is has not been mea
     "long_side": 480,
     "batch_size": 8,
     "epochs": 15,
+    "optimizer": "sgd",
     "learning_rate": 0.01,
     "drops": (),
     "warmup_steps": 50,
@@ -73,6 +73,7 @@ PAPER = {
     "long_side": 1333,
     "batch_size": 16,
     "steps": 90_000,
+    "optimizer": "sgd",
     "learning_rate": 0.02,
     "drops": (60_000, 80_000),
     "warmup_steps": 1000,
@@ -98,7 +99,7 @@ def build(settings, dataset):
             model = faster_rcnn_vgg16(dataset.class_names, weights, *sizes)
         else:
             model = faster_rcnn_fpn(dataset.class_names, settings.backbone, weights, *sizes)
-    model.compile(keras.optimizers.SGD(training.learning_rate(settings), momentum=0.9))
+    model.compile(training.optimizer(settings))
     return model
 
 

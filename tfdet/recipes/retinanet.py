@@ -10,8 +10,6 @@ No run of it has been measured to its end yet.
 import dataclasses
 from typing import Literal
 
-import keras
-
 from tfdet import commandline, training
 from tfdet.detectors.retinanet import retinanet
 from tfdet.detectors.torchvision import retinanet_torchvision
@@ -45,10 +43,11 @@ SHAPES = {
     "long_side": 400,
     "test_split": "test",
     "batch_size": 8,
-    "steps": 2000,
-    "learning_rate": 0.01,
+    "steps": 620,
+    "optimizer": "adam",
+    "learning_rate": 0.001,
     "drops": (),
-    "warmup_steps": 200,
+    "warmup_steps": 100,
     "weight_decay": 1e-4,
 }
 PHOTOGRAPHS = {  # some hundreds of one's own; how good this is has not been measured yet
@@ -58,7 +57,8 @@ PHOTOGRAPHS = {  # some hundreds of one's own; how good this is has not been mea
     "long_side": 480,
     "batch_size": 8,
     "epochs": 15,
-    "learning_rate": 0.01,
+    "optimizer": "adam",
+    "learning_rate": 0.0005,
     "drops": (),
     "warmup_steps": 50,
     "weight_decay": 1e-4,
@@ -70,6 +70,7 @@ PAPER = {
     "long_side": 1333,
     "batch_size": 16,
     "steps": 90_000,
+    "optimizer": "sgd",
     "learning_rate": 0.01,
     "drops": (60_000, 80_000),
     "warmup_steps": 1000,
@@ -92,7 +93,7 @@ def build(settings, dataset):
         weights = None if settings.backbone_weights == "none" else settings.backbone_weights
         sizes = settings.short_sides, settings.long_side
         model = retinanet(dataset.class_names, settings.backbone, weights, *sizes)
-    model.compile(keras.optimizers.SGD(training.learning_rate(settings), momentum=0.9))
+    model.compile(training.optimizer(settings))
     return model
 
 

@@ -10,8 +10,6 @@ Measured runs, their settings and pictures: recipes/ssd300/README.md.
 import dataclasses
 from typing import Literal
 
-import keras
-
 from tfdet import commandline, training
 from tfdet.detectors.ssd import ssd300, ssd300_torchvision
 
@@ -43,6 +41,7 @@ SHAPES = {
     "test_split": "test",
     "batch_size": 16,
     "steps": 1000,
+    "optimizer": "sgd",
     "learning_rate": 0.02,
     "drops": (),
     "warmup_steps": 100,
@@ -54,6 +53,7 @@ PHOTOGRAPHS = {  # some hundreds of one's own; what was measured on BCCD
     "priors": "voc",
     "batch_size": 16,
     "epochs": 40,
+    "optimizer": "sgd",
     "learning_rate": 0.01,
     "drops": (),
     "warmup_steps": 50,
@@ -65,6 +65,7 @@ PAPER = {
     "priors": "voc",
     "batch_size": 32,
     "steps": 120_000,
+    "optimizer": "sgd",
     "learning_rate": 1e-3,
     "drops": (80_000, 100_000),
     "warmup_steps": 0,
@@ -92,7 +93,7 @@ def build(settings, dataset):
     else:
         weights = None if settings.backbone_weights == "none" else settings.backbone_weights
         model = ssd300(dataset.class_names, settings.backbone, weights, settings.priors)
-    model.compile(keras.optimizers.SGD(training.learning_rate(settings), momentum=0.9))
+    model.compile(training.optimizer(settings))
     return model
 
 
