@@ -42,7 +42,7 @@ def test_what_is_not_given_follows_from_the_data(data, expected):
 @pytest.mark.parametrize("data", ["shapes", "voc:a", "coco:a", "csv:a"])
 def test_what_is_given_is_kept(data):
     flags = "--backbone mobilenet_v2 --backbone-weights some.pth --priors coco --batch-size 3 --steps 7"
-    flags += " --learning-rate 0.5 --warmup-steps 0 --weight-decay 0 --test-split other --drops"
+    flags += " --optimizer adam --learning-rate 0.5 --warmup-steps 0 --weight-decay 0 --test-split other --drops"
     given = commandline.parse(ssd300.Settings, ["--data", data, *flags.split()])
     assert given.drops == () and given.weight_decay == given.warmup_steps == 0  # false, but given
     assert ssd300.resolve(given) == given
