@@ -189,6 +189,18 @@ def test_the_head_begins_with_one_percent():
     np.testing.assert_array_equal(box_deltas[0], np.zeros((1, 8, 4)))
 
 
+@pytest.mark.parametrize(("channels", "deviation"), [(64, (2 / (9 * 64)) ** 0.5), (256, 0.01)])
+def test_a_narrow_tower_passes_on_what_it_is_fed(channels, deviation):
+    head = RetinaNetHead(1, 1, channels)
+    head([keras.ops.zeros((1, 2, 2, channels))])
+    for tower, last in ((head.class_tower, head.class_conv), (head.box_tower, head.box_conv)):
+        for convolution in tower:
+            assert np.std(convolution.kernel) == pytest.approx(deviation, rel=0.05)
+        assert np.std(last.kernel) == pytest.approx(0.01, rel=0.2)
+    kernels = [np.asarray(convolution.kernel) for convolution in head.class_tower + head.box_tower]
+    assert not any(np.array_equal(kernels[0], kernel) for kernel in kernels[1:])
+
+
 def test_levels_share_one_head():
     keras.utils.set_random_seed(0)
     head = RetinaNetHead(2, 3, channels=8)

@@ -38,13 +38,17 @@ class RetinaNetHead(keras.layers.Layer):
     def __init__(self, num_anchors, num_classes, channels=256, prior=0.01, **kwargs):
         super().__init__(**kwargs)
 
-        def convolution(filters, **options):
-            initial = keras.initializers.RandomNormal(stddev=0.01)
+        def convolution(filters, initial=None, **options):
+            initial = initial or keras.initializers.RandomNormal(stddev=0.01)
             return keras.layers.Conv2D(filters, 3, padding="same", kernel_initializer=initial, **options)
 
+        def tower():
+            # 0.01 is for 256 channels: a tower of 64 would pass on a thousandth of what it is fed, and hardly learn.
+            initial = keras.initializers.HeNormal if channels < 256 else lambda: None
+            return [convolution(channels, initial(), activation="relu") for _ in range(4)]
+
         self.num_classes = num_classes
-        self.class_tower = [convolution(channels, activation="relu") for _ in range(4)]
-        self.box_tower = [convolution(channels, activation="relu") for _ in range(4)]
+        self.class_tower, self.box_tower = tower(), tower()
         rare = keras.initializers.Constant(-math.log((1 - prior) / prior))
         self.class_conv = convolution(num_anchors * num_classes, bias_initializer=rare)
         self.box_conv = convolution(num_anchors * 4)

@@ -1,0 +1,80 @@
+"""Can a detector learn eight photographs by heart? The first eight of a data set that have objects.
+
+    python recipes/overfit.py --data coco:DIR --detector faster_rcnn [--steps 400] [--seed 0]
+
+All eight are one batch, so that batch normalisation sees while training what it sees later; Adam, a cosine from 0.001,
+the slim ResNet from nothing. Images have a short side of 384 pixels, about half of the published 800, so anchors are
+half as large as published as well: with the published ones, 10 of the 96 objects of tiny_coco's eight have no anchor
+with an IoU of 0.3. Evaluation is that of any data set, on the same eight images.
+"""
+
+import argparse
+import dataclasses
+import time
+
+import keras
+import numpy as np
+
+import tfdet
+from tfdet.anchors import AnchorGenerator
+from tfdet.detectors.faster_rcnn import FasterRCNN
+from tfdet.detectors.retinanet import RetinaNet
+
+SIDES = {"short_sides": (384,), "long_side": 768}
+RATIOS = (0.5, 1.0, 2.0)
+
+
+def faster_rcnn(class_names):
+    anchors = [AnchorGenerator((4 * 2**k,), RATIOS, 2**k) for k in range(2, 7)]
+    widths = {"channels": 64, "rpn_channels": 64, "box_width": 256, "regions": 128}
+    return FasterRCNN(tfdet.backbones.resnet_slim(), class_names, anchors, **SIDES, **widths)
+
+
+def retinanet(class_names):
+    anchors = [AnchorGenerator([2 * 2 ** (k + octave / 3) for octave in range(3)], RATIOS, 2**k) for k in range(3, 8)]
+    return RetinaNet(tfdet.backbones.resnet_slim(), class_names, anchors, **SIDES, channels=64)
+
+
+DETECTORS = {"faster_rcnn": faster_rcnn, "retinanet": retinanet}
+
+
+def eight(spec):
+    """The first eight images with objects, and of the classes those that occur."""
+    dataset = tfdet.load_dataset(spec, split="train", on_error="skip")
+    examples = [example for example in dataset.examples if len(example.boxes)][:8]
+    used = np.unique(np.concatenate([example.labels for example in examples]))
+    examples = [
+        dataclasses.replace(example, labels=np.searchsorted(used, example.labels).astype("int32"))
+        for example in examples
+    ]
+    names, ids = ([values[label] for label in used] for values in (dataset.class_names, dataset.category_ids))
+    return dataclasses.replace(dataset, class_names=tuple(names), category_ids=tuple(ids), examples=tuple(examples))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="as --data of a recipe")
+    parser.add_argument("--detector", required=True, choices=DETECTORS)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--every", type=int, default=100, help="evaluate after so many steps")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    keras.utils.set_random_seed(arguments.seed)
+    dataset = eight(arguments.data)
+    print(f"{sum(len(e.boxes) for e in dataset.examples)} objects of {dataset.num_classes} classes", flush=True)
+
+    detector = DETECTORS[arguments.detector](dataset.class_names)
+    schedule = keras.optimizers.schedules.CosineDecay(0.0, arguments.steps - 50, warmup_target=1e-3, warmup_steps=50)
+    detector.compile(keras.optimizers.Adam(schedule, global_clipnorm=10.0))
+    batches = tfdet.validation_batches(dataset, detector, 8).cache().repeat()
+    start = time.time()
+    for step in range(arguments.every, arguments.steps + 1, arguments.every):
+        losses = detector.fit(batches, steps_per_epoch=arguments.every, verbose=0).history
+        figures = tfdet.evaluate(detector, dataset)
+        parts = ", ".join(f"{name} {values[-1]:.4f}" for name, values in losses.items())
+        scores = ", ".join(f"{name} {figures[name]:.3f}" for name in ("AP", "AP50", "APs", "APm", "APl"))
+        print(f"step {step}, {time.time() - start:.0f} s: {parts}; {scores}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
