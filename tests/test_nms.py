@@ -266,3 +266,61 @@ def test_multiclass_equals_the_loops(seed, num_boxes, pre_nms, keep, own_boxes):
         np.testing.assert_array_equal(detections["scores"][:count], [score for score, _, _ in expected])
         for box, (_, label, i) in zip(detections["boxes"], expected, strict=False):
             np.testing.assert_array_equal(box, own[i, label])
+
+
+def found_once(*detections, keep=3):
+    """Detections (box, score, label) of one image, as a detector returns them."""
+    boxes, scores, labels = (np.array([one[i] for one in detections]) for i in range(3))
+    missing = keep - len(detections)
+    found = nms.padded(
+        np.pad(np.float32(boxes).reshape(-1, 4), [(0, missing), (0, 0)], constant_values=7)[None],
+        np.pad(np.float32(scores), (0, missing), constant_values=7)[None],
+        np.pad(np.int32(labels), (0, missing), constant_values=7)[None],
+        (np.arange(keep) < len(detections))[None],
+    )
+    check_padding({name: value.numpy()[0] for name, value in found.items()}, keep)
+    return found
+
+
+BOX, HALF, FAR = (0, 0, 10, 10), (0, 0, 5, 10), (20, 20, 30, 30)
+ONCE, HALF_ONCE = np.exp(-1 / 0.5), np.exp(-0.25 / 0.5)  # what IoU 1 and IoU 1/2 leave of a score
+MERGES = {
+    "nothing": ([[], []], []),
+    "of one": ([[(BOX, 0.9, 0)], []], [(BOX, 0.9, 0)]),
+    "apart": ([[(BOX, 0.5, 0)], [(FAR, 0.9, 0)]], [(FAR, 0.9, 0), (BOX, 0.5, 0)]),
+    "of two classes": ([[(BOX, 0.5, 0)], [(BOX, 0.9, 1)]], [(BOX, 0.9, 1), (BOX, 0.5, 0)]),
+    "the same twice": ([[(BOX, 0.5, 2)], [(BOX, 0.9, 2)]], [(BOX, 0.9, 2), (BOX, 0.5 * ONCE, 2)]),
+    "half of it": ([[(HALF, 0.8, 1)], [(BOX, 0.9, 1)]], [(BOX, 0.9, 1), (HALF, 0.8 * HALF_ONCE, 1)]),
+    "loses its place": (
+        [[(BOX, 0.9, 0), (BOX, 0.8, 0)], [(FAR, 0.3, 0)]],
+        [(BOX, 0.9, 0), (FAR, 0.3, 0), (BOX, 0.8 * ONCE, 0)],
+    ),
+    "next to nothing is left": ([[(BOX, 0.9, 0)], [(BOX, 0.005, 0)]], [(BOX, 0.9, 0)]),
+    "only the best": (
+        [[(BOX, 0.9, 0), (FAR, 0.7, 0)], [(BOX, 0.6, 1), (FAR, 0.5, 1)]],
+        [(BOX, 0.9, 0), (FAR, 0.7, 0), (BOX, 0.6, 1)],
+    ),
+}
+
+
+@pytest.mark.parametrize(("detections", "expected"), MERGES.values(), ids=MERGES)
+def test_soft_merge_by_hand(detections, expected):
+    merged = nms.soft_merge([found_once(*one) for one in detections], 3)
+    found = {name: value.numpy()[0] for name, value in merged.items()}
+    check_padding(found, 3)
+    count = found["num_detections"]
+    assert count == len(expected)
+    np.testing.assert_allclose(found["boxes"][:count], np.reshape([box for box, *_ in expected], (-1, 4)))
+    np.testing.assert_allclose(found["scores"][:count], [score for _, score, _ in expected], rtol=1e-5)
+    assert found["labels"][:count].tolist() == [label for *_, label in expected]
+
+
+def test_soft_merge_keeps_images_apart_also_in_a_graph():
+    one, other = found_once((BOX, 0.5, 0)), found_once((BOX, 0.9, 0), (FAR, 0.4, 1))
+    batch = {name: tf.concat([one[name], other[name]], axis=0) for name in one}
+    specs = {name: tf.TensorSpec([None, *value.shape[1:]], value.dtype) for name, value in batch.items()}
+    merge = tf.function(lambda found: nms.soft_merge([found], 2), [specs])
+    found = merge(batch)
+    assert found["num_detections"].numpy().tolist() == [1, 2]
+    np.testing.assert_allclose(found["scores"], [[0.5, 0], [0.9, 0.4]])
+    assert merge({name: value[:0] for name, value in batch.items()})["boxes"].shape == (0, 2, 4)

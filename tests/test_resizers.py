@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdet.resizers import ShortSide, Warp, size_without_padding, without_padding
+from tfdet.resizers import KeepSize, ShortSide, Warp, rescale, size_without_padding, without_padding
 
 
 def grey(rows):
@@ -183,3 +183,54 @@ def test_what_short_side_pads_is_read_back(shape):
     fed = resize(np.full((1, *shape, 3), 255, np.uint8))
     _, sizes = without_padding(fed)
     np.testing.assert_array_equal(sizes[0], resize.size(*shape))
+
+
+# --- images in their own size ---
+
+
+@pytest.mark.parametrize(
+    ("size", "multiple", "padded"),
+    [((30, 50), 32, (32, 64)), ((64, 96), 32, (64, 96)), ((65, 1), 32, (96, 32)), ((30, 200), 128, (128, 256))],
+)
+def test_images_keep_their_size(size, multiple, padded):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    resize = KeepSize(multiple)
+    fed = resize(image)
+    assert (fed.shape, fed.dtype) == ((*padded, 3), tf.float32)
+    np.testing.assert_array_equal(fed[: size[0], : size[1]], image)
+    assert np.isnan(fed[size[0] :]).all() and np.isnan(fed[:, size[1] :]).all()
+    np.testing.assert_array_equal(resize.scale(*size), np.ones(4))
+    np.testing.assert_array_equal(resize.scale(np.array([3, 4]), np.array([5, 6])), np.ones((2, 4)))
+
+
+def test_short_side_pads_to_another_multiple():
+    assert ShortSide(40, 100, 128)(np.zeros((40, 80, 3), np.uint8)).shape == (128, 128, 3)
+
+
+def test_padding_gets_the_colour_that_is_given():
+    images = np.full((1, 4, 4, 3), 9, np.float32)
+    images[:, 3:], images[:, :, 2:] = np.nan, np.nan
+    filled, sizes = without_padding(images, 0.0)
+    np.testing.assert_array_equal(sizes, [(3, 2)])
+    expected = np.zeros((4, 4))
+    expected[:3, :2] = 9
+    np.testing.assert_array_equal(filled[0], grey(expected))
+
+
+@pytest.mark.parametrize(("factor", "size", "fed"), [(0.5, (10, 12), (32, 32)), (1.5, (30, 36), (64, 64))])
+def test_rescaled_fed_images_keep_their_padding(factor, size, fed):
+    """Images of 20 x 24 pixels, and of 32 x 32, in one batch."""
+    images = np.full((2, 32, 32, 3), 100, np.float32)
+    images[0, 20:], images[0, :, 24:] = np.nan, np.nan
+    result = rescale(images, factor, 32).numpy()
+    assert result.shape == (2, *fed, 3)
+    sizes = np.stack(size_without_padding(result), axis=-1)
+    np.testing.assert_array_equal(sizes, [size, (32 * factor, 32 * factor)])
+    inner = result[0, : size[0] - 1, : size[1] - 1]  # at its border it blends with black
+    np.testing.assert_allclose(inner, np.full_like(inner, 100), rtol=1e-5)
+
+
+def test_rescaled_once_nothing_changes():
+    images = np.random.default_rng(0).uniform(0, 255, (1, 64, 32, 3)).astype(np.float32)
+    images[:, 50:] = np.nan
+    np.testing.assert_array_equal(rescale(images, 1.0, 32), images)

@@ -5,20 +5,22 @@ import os
 # Before TensorFlow is imported: its notices would bury the one line that a person needs. Errors still show.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from tfdet import anchors, assigners, backbones, boxes, coders, drawing, losses, necks, nms, rois, samplers
+from tfdet import anchors, assigners, backbones, boxes, coders, drawing, heatmaps, losses, necks, nms, rois, samplers
 from tfdet.data import load_dataset
 from tfdet.data.pipeline import training_batches, validation_batches
+from tfdet.detectors.centernet import CenterNet, centernet
 from tfdet.detectors.faster_rcnn import FasterRCNN, faster_rcnn_fpn, faster_rcnn_vgg16
 from tfdet.detectors.retinanet import RetinaNet, retinanet
 from tfdet.detectors.ssd import SSD, ssd300, ssd512
 from tfdet.distribution import strategy_scope
 from tfdet.errors import TfdetError
 from tfdet.evaluation import Evaluation, evaluate
-from tfdet.inference import Detections, detect, detect_files, in_bfloat16
+from tfdet.inference import Detections, detect, detect_files, in_bfloat16, with_flip_and_scales
 from tfdet.serving import export
 
 __all__ = [
     "SSD",
+    "CenterNet",
     "Detections",
     "Evaluation",
     "FasterRCNN",
@@ -28,6 +30,7 @@ __all__ = [
     "assigners",
     "backbones",
     "boxes",
+    "centernet",
     "coders",
     "detect",
     "detect_files",
@@ -36,6 +39,7 @@ __all__ = [
     "export",
     "faster_rcnn_fpn",
     "faster_rcnn_vgg16",
+    "heatmaps",
     "in_bfloat16",
     "load_dataset",
     "losses",
@@ -49,4 +53,5 @@ __all__ = [
     "strategy_scope",
     "training_batches",
     "validation_batches",
+    "with_flip_and_scales",
 ]

@@ -36,12 +36,35 @@ def in_bfloat16(detector):
     hardly gain, and other processors lose. Pixels, raw outputs, boxes, scores and NMS stay in float32, and so do the
     weights. Train and save the original.
     """
-    copy = type(detector).from_config(detector.get_config())
-    copy.set_weights(detector.get_weights())
-    copy.resizer, copy.decoder = detector.resizer, detector.decoder  # no part of the config
+    copy = _copy(detector, detector.get_config())
     for layer in copy._flatten_layers(include_self=False):
         if not isinstance(layer, (keras.layers.Rescaling, keras.layers.Reshape)):  # of pixels; of raw outputs
             layer.dtype_policy = "mixed_bfloat16"
+    return copy
+
+
+def with_flip_and_scales(detector, flip=True, scales=(1.0,)):
+    """A copy of the detector that looks at each image several times, for `predict`, `detect`, `evaluate` and `export`.
+
+    It is slower and better: CenterNet's published figures "with flip" and "multi-scale" are those of flip=True, and of
+    scales=(0.5, 0.75, 1, 1.25, 1.5) besides.
+
+    Args:
+        flip: look at the mirror image, too.
+        scales: sizes relative to the one the detector is fed.
+    Raises:
+        TfdetError: the detector cannot do that.
+    """
+    config = detector.get_config()
+    if not {"flip", "scales"} <= set(config):
+        raise TfdetError(f"{detector.name}: this detector looks at an image once; CenterNet knows flip and scales")
+    return _copy(detector, {**config, "flip": flip, "scales": tuple(scales)})
+
+
+def _copy(detector, config):
+    copy = type(detector).from_config(config)
+    copy.set_weights(detector.get_weights())
+    copy.resizer, copy.decoder = detector.resizer, detector.decoder  # no part of the config
     return copy
 
 

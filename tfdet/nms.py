@@ -30,10 +30,7 @@ def batched_nms(boxes, scores, labels, iou_threshold, max_outputs=None):
     Returns:
         int32 [K], indices of what is kept, best first over all labels.
     """
-    boxes = tf.cast(boxes, tf.float32)
-    # One pass: each label is moved to a place of its own, so far away that boxes of two labels cannot overlap.
-    extent = tf.reduce_max(tf.concat([tf.reshape(tf.abs(boxes), [-1]), [0.0]], 0)) * 2 + 1
-    return nms(boxes + tf.cast(labels, tf.float32)[:, None] * extent, scores, iou_threshold, max_outputs)
+    return nms(_apart(boxes, labels), scores, iou_threshold, max_outputs)
 
 
 def soft_nms(boxes, scores, sigma=0.5, score_threshold=0.001, max_outputs=None):
@@ -53,6 +50,28 @@ def soft_nms(boxes, scores, sigma=0.5, score_threshold=0.001, max_outputs=None):
     return tf.image.non_max_suppression_with_scores(
         boxes, scores, limit, iou_threshold=1.0, score_threshold=score_threshold, soft_nms_sigma=sigma / 2
     )
+
+
+def soft_merge(detections, max_detections, sigma=0.5):
+    """What was found in the same images several times: soft-NMS inside each class of each image, then the best of all.
+
+    Args:
+        detections: list of what `multiclass_nms` returns.
+        max_detections: K.
+    Returns:
+        as `multiclass_nms`.
+    """
+    columns = [tf.concat([found[key] for found in detections], axis=1) for key in ("boxes", "scores", "labels")]
+
+    def merge(columns):
+        boxes, scores, labels = columns
+        kept, scores = soft_nms(_apart(boxes, labels), scores, sigma, max_outputs=max_detections)
+        missing = [[0, max_detections - tf.shape(kept)[0]]]
+        kept, scores = (tf.ensure_shape(tf.pad(one, missing), [max_detections]) for one in (kept, scores))
+        return tf.gather(boxes, kept), scores, tf.gather(labels, kept)
+
+    boxes, scores, labels = tf.map_fn(merge, columns, fn_output_signature=(tf.float32, tf.float32, tf.int32))
+    return padded(boxes, scores, labels, scores > 0)
 
 
 def multiclass_nms(boxes, scores, iou_threshold, score_threshold, pre_nms, max_detections):
@@ -95,6 +114,24 @@ def multiclass_nms(boxes, scores, iou_threshold, score_threshold, pre_nms, max_d
     # Sorting out the best is dear, and in a trained detector hardly ever is a class so crowded that it is needed.
     crowd = tf.reduce_max(tf.reduce_sum(tf.cast(scores > score_threshold, tf.int32), axis=1))
     boxes, scores, labels, count = tf.cond(crowd > pre_nms, suppress_best, lambda: suppress(boxes, scores))
-    padding = tf.range(max_detections)[None, :] >= count[:, None]
-    labels = tf.where(padding, -1, tf.cast(labels, tf.int32))
-    return {"boxes": boxes, "scores": scores, "labels": labels, "num_detections": count}
+    return padded(boxes, scores, tf.cast(labels, tf.int32), tf.range(max_detections)[None, :] < count[:, None])
+
+
+def padded(boxes, scores, labels, valid):
+    """Boxes [B, K, 4], scores [B, K] and labels int32 [B, K], best first, as `multiclass_nms` returns them.
+
+    valid: bool [B, K], true for the first ones, which count, and false for the rest.
+    """
+    return {
+        "boxes": tf.where(valid[..., None], boxes, 0.0),
+        "scores": tf.where(valid, scores, 0.0),
+        "labels": tf.where(valid, labels, -1),
+        "num_detections": tf.reduce_sum(tf.cast(valid, tf.int32), axis=1),
+    }
+
+
+def _apart(boxes, labels):
+    """Boxes [N, 4], those of each label moved to a place of their own: boxes of two labels cannot overlap."""
+    boxes = tf.cast(boxes, tf.float32)
+    extent = tf.reduce_max(tf.concat([tf.reshape(tf.abs(boxes), [-1]), [0.0]], 0)) * 2 + 1
+    return boxes + tf.cast(labels, tf.float32)[:, None] * extent

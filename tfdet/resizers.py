@@ -31,24 +31,20 @@ class ShortSide:
     """Resize so that the short side has `short` pixels, but the long one no more than `long`; then pad (R-CNN family).
 
     Both sides keep their ratio, rounded down as torchvision does, and are padded at the right and at the bottom to a
-    multiple of 32, the stride of a backbone. Bilinear, pixel centres at halves, no antialias.
+    multiple of the stride of a backbone. Bilinear, pixel centres at halves, no antialias.
 
     Args:
         short, long: pixels.
     """
 
-    multiple = 32
-
-    def __init__(self, short, long):
-        self.short, self.long = short, long
+    def __init__(self, short, long, multiple=32):
+        self.short, self.long, self.multiple = short, long, multiple
 
     def __call__(self, images):
         """images [..., H, W, 3] of any dtype, 0..255 -> float32 [..., h, w, 3], NaN where there is no image."""
         # keras.ops cannot resize to a size that only the graph knows.
         height, width = self.size(*tf.unstack(tf.shape(images)[-3:-1]))
-        resized = tf.image.resize(tf.cast(images, tf.float32), tf.stack([height, width]))
-        padding = [[0, -height % self.multiple], [0, -width % self.multiple], [0, 0]]
-        return tf.pad(resized, [[0, 0]] * (len(images.shape) - 3) + padding, constant_values=float("nan"))
+        return _pad(tf.image.resize(tf.cast(images, tf.float32), tf.stack([height, width])), self.multiple)
 
     def size(self, height, width):
         """Height and width of an image after resizing, without the padding: int32."""
@@ -64,20 +60,55 @@ class ShortSide:
         return _scale(height, width, *self.size(height, width))
 
 
-def without_padding(images):
-    """Fed images [B, H, W, 3] -> the same with the mean colour where the padding was, and their sizes, float32 [B, 2].
+class KeepSize:
+    """Every image in its own size, padded as `ShortSide` does (CenterNet's test on COCO).
+
+    Args:
+        multiple: of what both sides become, in pixels.
+    """
+
+    def __init__(self, multiple=32):
+        self.multiple = multiple
+
+    def __call__(self, images):
+        """As `ShortSide`."""
+        return _pad(tf.cast(images, tf.float32), self.multiple)
+
+    def scale(self, height, width):
+        """As that of `Warp`."""
+        return _scale(height, width, height, width)
+
+
+def rescale(images, factor, multiple):
+    """Fed images [..., H, W, 3] at `factor` times their size: [..., h, w, 3], padded again to the multiple."""
+    sides = tf.cast(tf.round(factor * tf.cast(tf.shape(images)[-3:-1], tf.float32)), tf.int32)
+    padding = tf.math.is_nan(images)
+    # Apart from each other: interpolation would let the padding eat into the image.
+    resized = tf.image.resize(tf.where(padding, 0.0, images), sides)
+    padding = tf.image.resize(tf.cast(padding, tf.uint8), sides, "nearest") > 0
+    return _pad(tf.where(padding, float("nan"), resized), multiple)
+
+
+def without_padding(images, colour=255 * TORCH_MEAN):
+    """Fed images [B, H, W, 3] -> the same with a colour where the padding was, and their sizes, float32 [B, 2].
 
     The mean colour becomes 0 in a backbone that subtracts it, which is what the R-CNN family is trained with.
     """
-    mean = ops.cast(255 * TORCH_MEAN, images.dtype)
     sizes = ops.cast(ops.stack(size_without_padding(images), axis=-1), "float32")
-    return ops.where(ops.isnan(images), mean, images), sizes
+    return ops.where(ops.isnan(images), ops.cast(colour, images.dtype), images), sizes
 
 
 def size_without_padding(images):
     """Fed images [..., H, W, 3] -> height and width of what is not padding, each int32 [...]."""
     real = ops.cast(ops.logical_not(ops.isnan(images[..., 0])), "int32")
     return ops.sum(real[..., :, 0], axis=-1), ops.sum(real[..., 0, :], axis=-1)
+
+
+def _pad(images, multiple):
+    """NaN at the right and at the bottom, up to a multiple of so many pixels."""
+    height, width = tf.unstack(tf.shape(images)[-3:-1])
+    padding = [[0, -height % multiple], [0, -width % multiple], [0, 0]]
+    return tf.pad(images, [[0, 0]] * (len(images.shape) - 3) + padding, constant_values=float("nan"))
 
 
 def _scale(height, width, new_height, new_width):

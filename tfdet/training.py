@@ -92,7 +92,7 @@ def fill_in(settings, defaults):
     return settings
 
 
-LEAST = {"batch_size": 1, "steps": 1, "epochs": 0, "evaluate_every": 1, "short_sides": 1, "long_side": 1}
+LEAST = {"batch_size": 1, "steps": 1, "epochs": 0, "evaluate_every": 1, "short_sides": 1, "long_side": 1, "side": 1}
 LEAST |= {"learning_rate": 0, "drops": 1, "warmup_steps": 0, "weight_decay": 0}
 
 

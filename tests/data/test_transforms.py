@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from tfdet.data import transforms
-from tfdet.data.transforms import Draw, RandomShortSide, SSDAugmentation
+from tfdet.data.transforms import CenterNetAugmentation, Draw, RandomShortSide, SSDAugmentation
 
 LIMITS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -17,6 +17,9 @@ class Chosen(Draw):
 
     def uniform(self, low, high, shape=()):
         return tf.fill(shape, tf.constant(low + (high - low) * self.part, tf.float32))
+
+    def normal(self, deviation, shape=()):
+        return tf.fill(shape, tf.constant(deviation * self.part, tf.float32))
 
     def chance(self, probability):
         return tf.constant(self.chances.pop(0))
@@ -449,3 +452,163 @@ def test_random_short_side_of_any_image(resize_randomly, shape):
         height, width = (int((~np.isnan(fed[..., 0])).any(axis=axis).sum()) for axis in (1, 0))
         assert 1 <= min(height, width) <= 70 and max(height, width) <= 80
         np.testing.assert_allclose(fed[:height, :width], 200, rtol=1e-6)
+
+
+# --- CenterNet's window ---
+
+# length of a line -> the border of points that are drawn
+BORDERS = {1: 0, 2: 0, 3: 1, 4: 1, 5: 2, 64: 16, 65: 32, 128: 32, 129: 64, 256: 64, 257: 128, 1000: 128}
+
+
+@pytest.mark.parametrize(("length", "border"), BORDERS.items())
+def test_the_inner_points_of_a_line(length, border):
+    """The released code halves a border of 128 until two of them leave something in between."""
+    asked = []
+    draw = Chosen(integer=10**9)
+    draw.integer = lambda high: asked.append(int(high)) or tf.constant(0)
+    assert int(transforms.inner_point(length, draw)) == border
+    assert asked == [length - 2 * border]
+
+
+# An image of 200 x 100 pixels: its points are 32 from the sides, 64 from the ends. Fed images of 40 pixels.
+# (number of the scale, mirrored) and where the points are drawn -> a box of the image, and where it comes to lie
+WINDOWS = {
+    # Scale 1: a window of 200 pixels around (32, 64), from (-68, -36) on; five pixels are one.
+    "the first point": (4, 0, False, (32, 64, 52, 74), (20, 20, 24, 22)),
+    "mirrored": (4, 0, True, (32, 64, 52, 74), (16, 20, 20, 22)),
+    # Around (67, 135), so from (-33, 35) on.
+    "the last point": (4, 10**9, False, (67, 135, 97, 145), (20, 20, 26, 22)),
+    # Scale 0.6: a window of 120 pixels, from (-28, 4) on; three pixels are one.
+    "the smallest window": (0, 0, False, (2, 4, 32, 64), (10, 0, 20, 20)),
+    # Scale 1.3: 260 pixels, from (-98, -66) on.
+    "the largest window": (7, 0, False, (0, 0, 65, 130), (98 / 6.5, 66 / 6.5, 163 / 6.5, 196 / 6.5)),
+    "clipped": (0, 0, False, (-20, 0, 200, 400), (8 / 3, 0, 40, 40)),
+    "outside": (0, 0, False, (93, 0, 99, 50), None),
+    "above": (0, 0, False, (2, 0, 32, 4), None),
+}
+
+
+@pytest.mark.parametrize(("scale", "point", "mirrored", "box", "expected"), WINDOWS.values(), ids=WINDOWS)
+def test_windows_by_hand(monkeypatch, scale, point, mirrored, box, expected):
+    draw = Chosen(0.5, chances=[mirrored])  # colours as they are, but for the lighting
+    numbers = [scale, point, point]
+    draw.integer = lambda high: tf.constant(min(numbers.pop(0), int(high) - 1))
+    draw.normal = lambda deviation, shape: tf.zeros(shape)
+    monkeypatch.setattr(transforms, "Draw", lambda seed: draw)
+    image = np.full((200, 100, 3), 50, np.uint8)
+    x1, y1, x2, y2 = np.clip(box, 0, (100, 200, 100, 200))
+    image[y1:y2, x1:x2] = 200
+    fed, boxes, labels = CenterNetAugmentation(40)(image, np.float32([box]), np.int32([7]), (0, 0))
+    assert fed.shape == (40, 40, 3)
+    if expected is None:
+        assert boxes.shape == (0, 4) and labels.shape == (0,)
+        return
+    np.testing.assert_allclose(boxes, [expected], atol=1e-4)
+    np.testing.assert_array_equal(labels, [7])
+    bright = np.array(fed)[..., 0] > 125
+    rows, columns = np.flatnonzero(bright.any(axis=1)), np.flatnonzero(bright.any(axis=0))
+    found = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    shown = expected if box[0] >= 0 else (28 / 3, *expected[1:])  # where the image begins
+    np.testing.assert_allclose(found, shown, atol=0.6)
+
+
+@pytest.fixture(scope="module")
+def crop():
+    """To images of 96 pixels a side."""
+    return in_a_graph(CenterNetAugmentation(96))
+
+
+def test_a_window_follows_from_the_seed(crop, scene):
+    for one, other in zip(crop(*scene, (3, 4)), crop(*scene, (3, 4)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len({crop(*scene, (seed, 0))[0].tobytes() for seed in range(5)}) == 5
+
+
+def test_what_a_window_shows_is_a_fed_image_with_boxes_inside(crop, scene):
+    counts, mirrored = set(), 0
+    for seed in range(60):
+        image, boxes, labels = crop(*scene, (seed, 0))
+        assert (image.shape, image.dtype) == ((96, 96, 3), np.float32)
+        assert np.isfinite(image).all()
+        assert (boxes >= 0).all() and (boxes <= 96).all() and (boxes[:, 2:] > boxes[:, :2]).all()
+        assert len(boxes) == len(labels) == len(set(labels))
+        counts.add(len(boxes))
+        if {0, 1} <= set(labels):
+            mirrored += boxes[labels == 0, 0] > boxes[labels == 1, 0]
+    assert 5 in counts and len(counts) >= 2
+    assert 12 <= mirrored <= 45
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1), (2, 3), (500, 7)])
+def test_a_window_of_any_image(crop, shape):
+    for boxes in (np.float32([(0, 0, shape[1], shape[0])]), np.zeros((0, 4), np.float32)):
+        for seed in range(8):
+            labels = np.zeros(len(boxes), np.int32)
+            image, found, _ = crop(np.full((*shape, 3), 200, np.uint8), boxes, labels, (seed, 0))
+            assert image.shape == (96, 96, 3) and np.isfinite(image).all()
+            assert len(found) <= len(boxes)
+
+
+def test_beside_the_image_a_window_is_of_one_colour(crop):
+    """It is black, and takes part in the colours."""
+    image = np.full((60, 100, 3), 255, np.uint8)
+    seen = 0
+    for seed in range(10):
+        fed, (box, *_), _ = crop(image, np.float32([(0, 0, 100, 60)]), np.int32([0]), (seed, 0))
+        x1, y1, x2, y2 = np.round(box).astype(int)
+        beside = np.ones((96, 96), bool)
+        beside[y1:y2, x1:x2] = False
+        assert np.ptp(fed[beside], axis=0).max() < 1e-3
+        assert fed[beside].mean() < fed[y1:y2, x1:x2].mean()
+        seen += beside.mean() > 0.2
+    assert seen > 5
+
+
+# --- CenterNet's colours ---
+
+
+def released_colours(image, order, alphas, light):
+    """What color_aug of xingyizhou/CenterNet does; RGB in 0..1."""
+    grey = image @ np.array([0.299, 0.587, 0.114])
+    for kind, alpha in zip(order, alphas, strict=True):
+        other = {"brightness": 0.0, "contrast": grey.mean(), "saturation": grey[..., None]}[kind]
+        image = alpha * image + (1 - alpha) * other
+    # Its eigenvectors are those of BGR.
+    vectors = np.array([(-0.58752847, -0.69563484, 0.41340352), (-0.5832747, 0.00994535, -0.81221408)])
+    vectors = np.array([*vectors, (-0.56089297, 0.71832671, 0.41158938)])
+    return image + (vectors @ (np.array([0.2141788, 0.01817699, 0.00341571]) * light))[::-1]
+
+
+ORDERS = {
+    (0.1, 0.2, 0.3): ("brightness", "saturation", "contrast"),
+    (0.3, 0.2, 0.1): ("contrast", "saturation", "brightness"),
+    (0.9, 0.1, 0.5): ("saturation", "contrast", "brightness"),
+}
+
+
+@pytest.mark.parametrize(("keys", "order"), ORDERS.items(), ids=map(" ".join, ORDERS.values()))
+def test_blended_colours_are_those_of_the_released_code(keys, order):
+    image = np.random.default_rng(0).uniform(0, 1, (6, 5, 3))
+    alphas, light = (0.7, 1.3, 1.1), (0.05, -0.1, 0.2)
+    draws = [np.float32(keys), *np.float32(alphas)]
+    draw = Chosen()
+    draw.uniform = lambda low, high, shape=(): tf.constant(draws.pop(0))
+    draw.normal = lambda deviation, shape: tf.constant(light)
+    blended = transforms.blend_colours(tf.constant(image * 255, tf.float32), draw)
+    np.testing.assert_allclose(blended, 255 * released_colours(image, order, alphas, light), atol=1e-2)
+
+
+def test_how_far_colours_are_blended():
+    ranges = []
+    draw = Draw((0, 0))
+    draw.uniform = lambda low, high, shape=(): ranges.append((low, high)) or Draw((0, 0)).uniform(low, high, shape)
+    draw.normal = lambda deviation, shape: ranges.append(deviation) or tf.zeros(shape)
+    transforms.blend_colours(tf.zeros((2, 2, 3)), draw)
+    assert ranges == [(0.0, 1.0), *[(0.6, 1.4)] * 3, 0.1]
+
+
+def test_normal_draws():
+    many = Draw((0, 0)).normal(0.5, (4000,)).numpy()
+    assert abs(many.mean()) < 0.03 and abs(many.std() - 0.5) < 0.03
+    draw = Draw((1, 0))
+    assert float(draw.normal(1.0)) != float(draw.normal(1.0))

@@ -37,8 +37,10 @@ def from_keras(model, levels=None, preprocess=None):
 
 
 def is_backbone(model):
-    """Whether the model's outputs already are a dict of C2 .. C5."""
-    return isinstance(model.output, dict) and all(re.fullmatch(r"C[2-5]", str(name)) for name in model.output)
+    """Whether the model's outputs already are a dict of C2 .. C5, or of stack1, ..., as the keypoint detectors read."""
+    return isinstance(model.output, dict) and any(
+        all(re.fullmatch(kind, str(name)) for name in model.output) for kind in (r"C[2-5]", r"stack\d+")
+    )
 
 
 def _pyramid(model):

@@ -16,6 +16,10 @@ class Draw:
         """float32 in [low, high)."""
         return tf.random.stateless_uniform(shape, self._next(), low, high)
 
+    def normal(self, deviation, shape=()):
+        """float32, around 0."""
+        return tf.random.stateless_normal(shape, self._next(), 0.0, deviation)
+
     def integer(self, high):
         """int32 in [0, high)."""
         return tf.random.stateless_uniform((), self._next(), 0, high, dtype=tf.int32)
@@ -67,22 +71,44 @@ class SSDAugmentation:
 
     def _show(self, image, window, draw):
         """What of the image lies in `window` (fractions of the image), at the place where it shows in the result."""
-        height, width, _ = tf.unstack(tf.shape(image))
-        sides = tf.cast(tf.stack([width, height, width, height]), tf.float32)
-        seen = tf.clip_by_value(window, 0.0, 1.0)
-        source = tf.cast(tf.round(seen * sides), tf.int32)
-        target = tf.cast(tf.round(to_window(seen[None], window)[0] * self.size), tf.int32)
-        # A crop of nothing but canvas still shows one pixel of the image, at the border.
-        x1, y1 = tf.minimum(source[0], width - 1), tf.minimum(source[1], height - 1)
-        x2, y2 = tf.maximum(source[2], x1 + 1), tf.maximum(source[3], y1 + 1)
-        left, top = tf.unstack(tf.clip_by_value(target[:2], 0, self.size - 1))
-        right = tf.clip_by_value(target[2], left + 1, self.size)
-        bottom = tf.clip_by_value(target[3], top + 1, self.size)
+        part, shape, padding = visible(image, window, self.size)
+        part = distort_colours(resize_randomly(part, shape, draw), draw) - tf.constant(self.mean)
+        return tf.ensure_shape(tf.pad(part, padding), (self.size, self.size, 3)) + tf.constant(self.mean)
 
-        part = resize_randomly(image[y1:y2, x1:x2], (bottom - top, right - left), draw)
-        part = distort_colours(part, draw) - tf.constant(self.mean)
-        part = tf.pad(part, [[top, self.size - bottom], [left, self.size - right], [0, 0]])
-        return tf.ensure_shape(part, (self.size, self.size, 3)) + tf.constant(self.mean)
+
+class CenterNetAugmentation:
+    """CenterNet's training augmentation (xingyizhou/CenterNet, ctdet.py): a square window, colours, flip.
+
+    The window is 0.6, 0.7, .. 1.3 times as large as the image's long side, around a point that keeps 128 pixels away
+    from the border; in a small image 64, 32, ... (see `inner_point`). What of it lies outside the image is black.
+
+    The released code counts pixels from their centres, and mirrors one pixel off; here the window lies on whole pixels
+    and all is exact.
+
+    Args:
+        size: side of the fed image in pixels.
+    """
+
+    def __init__(self, size):
+        self.size = size
+
+    def __call__(self, image, boxes, labels, seed):
+        """As SSDAugmentation, with those boxes of which anything is left inside. Bright pixels may exceed 255."""
+        draw = Draw(seed)
+        height, width = tf.unstack(tf.shape(image)[:2])
+        longest = tf.cast(tf.maximum(height, width), tf.float32)
+        side = tf.cast(tf.round(longest * (0.6 + 0.1 * tf.cast(draw.integer(8), tf.float32))), tf.int32)
+        side = tf.maximum(side, 1)
+        left, top = (inner_point(length, draw) - side // 2 for length in (width, height))
+        sides = tf.cast(tf.stack([width, height, width, height]), tf.float32)
+        window = tf.cast(tf.stack([left, top, left + side, top + side]), tf.float32) / sides
+
+        boxes = tf.clip_by_value(to_window(boxes / sides, window), 0.0, 1.0) * self.size
+        kept = tf.reduce_all(boxes[:, 2:] > boxes[:, :2], axis=-1)
+        part, shape, padding = visible(image, window, self.size)
+        image = tf.ensure_shape(tf.pad(tf.image.resize(part, shape), padding), (self.size, self.size, 3))
+        image, boxes = flip(blend_colours(image, draw), tf.boolean_mask(boxes, kept), draw.chance(0.5))
+        return image, boxes, tf.boolean_mask(labels, kept)
 
 
 class RandomShortSide:
@@ -154,6 +180,36 @@ def from_window(box, window):
     return box * tf.tile(window[2:] - window[:2], [2]) + tf.tile(window[:2], [2])
 
 
+def visible(image, window, size):
+    """What of an image lies in a window [4] of it (fractions of the image), which is shown `size` pixels a side.
+
+    Returns:
+        pixels [h, w, 3] of the image; (height, width) that they have in the result; the padding around them, for
+        tf.pad. A window beside the image still shows one pixel, at the border.
+    """
+    height, width, _ = tf.unstack(tf.shape(image))
+    sides = tf.cast(tf.stack([width, height, width, height]), tf.float32)
+    seen = tf.clip_by_value(window, 0.0, 1.0)
+    source = tf.cast(tf.round(seen * sides), tf.int32)
+    target = tf.cast(tf.round(to_window(seen[None], window)[0] * size), tf.int32)
+    x1, y1 = tf.minimum(source[0], width - 1), tf.minimum(source[1], height - 1)
+    x2, y2 = tf.maximum(source[2], x1 + 1), tf.maximum(source[3], y1 + 1)
+    left, top = tf.unstack(tf.clip_by_value(target[:2], 0, size - 1))
+    right = tf.clip_by_value(target[2], left + 1, size)
+    bottom = tf.clip_by_value(target[3], top + 1, size)
+    return image[y1:y2, x1:x2], (bottom - top, right - left), [[top, size - bottom], [left, size - right], [0, 0]]
+
+
+def inner_point(length, draw, border=128):
+    """A pixel of a line of `length`, the border and its mirror image left out; int32.
+
+    Where the line is too short for two borders, their width is halved until it is not (released code).
+    """
+    borders = border // 2 ** tf.range(border.bit_length() + 1)
+    border = tf.reduce_max(tf.where(2 * borders < length, borders, 0))
+    return border + draw.integer(length - 2 * border)
+
+
 def centre_inside(boxes, window):
     """bool [M]: is the centre of each box [M, 4] inside the window [4]?"""
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -194,3 +250,35 @@ def distort_colours(image, draw):
     image = tf.cond(saturation != 1, lambda: tf.image.adjust_saturation(image, saturation), lambda: image)
     image = tf.cond(hue != 0, lambda: tf.image.adjust_hue(image, hue), lambda: image)
     return clipped(image * tf.where(contrast_first, 1.0, contrast)) * 255
+
+
+GREY = (0.299, 0.587, 0.114)  # of RGB, as OpenCV weighs them
+# The main directions in which the colours of ImageNet's pixels vary, one a column (rows are RGB), and how much they do,
+# pixels being 0..1: the released code's numbers.
+DIRECTIONS = [
+    [-0.56089297, 0.71832671, 0.41158938],
+    [-0.5832747, 0.00994535, -0.81221408],
+    [-0.58752847, -0.69563484, 0.41340352],
+]
+VARIANCES = [0.2141788, 0.01817699, 0.00341571]
+
+
+def blend_colours(image, draw, strength=0.4, lighting=0.1):
+    """Brightness, contrast and saturation in random order, then lighting (CornerNet, CenterNet); image float32 0..255.
+
+    The three blend the image with black, with the mean of its grey picture, and with its grey picture; the image's own
+    share is 1 +- `strength`. Lighting adds a colour along ImageNet's principal directions. Nothing is clipped.
+    """
+    # Shares of the image, its grey picture and that one's mean: all of it is one matrix for every pixel.
+    others = tf.constant([[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    order = tf.argsort(draw.uniform(0.0, 1.0, (3,)))
+    shares = tf.constant([1.0, 0.0, 0.0])
+    for i in range(3):
+        own = draw.uniform(1 - strength, 1 + strength)
+        shares = own * shares + (1 - own) * others[order[i]]
+    grey = tf.constant(GREY)[:, None]
+    matrix = shares[0] * tf.eye(3) + shares[1] * tf.tile(grey, [1, 3])
+    mean = tf.reduce_mean(image, axis=(0, 1))[None] @ grey
+    light = 255 * tf.linalg.matvec(DIRECTIONS, VARIANCES * draw.normal(lighting, (3,)))
+    pixels = tf.reshape(image, (-1, 3)) @ matrix + (shares[2] * mean + light)
+    return tf.reshape(pixels, tf.shape(image))

@@ -1,0 +1,92 @@
+"""Checkpoints whose names and shapes are those of the released ones; their numbers are made up."""
+
+import keras
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from tfdet import backbones
+from tfdet.backbones import keypoints
+from tfdet.detectors.originals import centernet_original
+from tfdet.errors import WeightsError
+
+# network -> where its heads have the 3x3 and the 1x1 convolution of each stack, and the channels between them
+HEADS = {
+    "resnet18_dcn": ([("{}.0", "{}.2")], 64),
+    "resnet18_up": ([("{}.0", "{}.2")], 64),
+    "dla34": ([("{}.0", "{}.2")], 256),
+    "hourglass104": ([("{}.0.0.conv", "{}.0.1"), ("{}.1.0.conv", "{}.1.1")], 256),
+}
+MAPS = {"hm": 3, "wh": 2, "reg": 2}
+
+
+def checkpoint(network, backbone):
+    """A state dict of three classes; 0.05 noise."""
+    random = np.random.default_rng(0)
+    state = {}
+
+    def add(name, *shape):
+        state[name] = random.normal(scale=0.05, size=shape).astype(np.float32)
+
+    for layer, name in keypoints.torch_names(backbone):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            for part in ("weight", "bias", "running_mean", "running_var"):
+                state[f"{name}.{part}"] = random.uniform(0.5, 1, layer.gamma.shape).astype(np.float32)
+            continue
+        height, width, *channels = layer.kernel.shape
+        depthwise = channels[-1] == 1
+        add(f"{name}.weight", *(channels if depthwise else reversed(channels)), height, width)
+        if layer.use_bias:
+            add(f"{name}.bias", *layer.bias.shape)
+    convolutions, width = HEADS[network]
+    features = backbone.output["stack1"].shape[-1]
+    for map_name, count in MAPS.items():
+        for first, last in convolutions:
+            add(f"{first.format(map_name)}.weight", width, features, 3, 3)
+            add(f"{first.format(map_name)}.bias", width)
+            add(f"{last.format(map_name)}.weight", count, width, 1, 1)
+            add(f"{last.format(map_name)}.bias", count)
+    return state
+
+
+@pytest.fixture(scope="module")
+def small_networks():
+    """Hourglass-104 with few channels and blocks, or it would take a gigabyte; the others as they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        slim = backbones.hourglass.hourglass
+        patch.setattr(backbones, "hourglass104", lambda weights: slim((8,) * 6, (1,) * 6))
+        yield
+
+
+@pytest.mark.parametrize("network", HEADS)
+def test_every_tensor_finds_its_layer(network, small_networks, tmp_path):
+    convolutions, _ = HEADS[network]
+    state = checkpoint(network, backbones.build(network))
+    save_file(state, tmp_path / "released.safetensors")
+    model = centernet_original(tmp_path / "released.safetensors", ("a", "b", "c"), side=128)
+    assert model.class_names == ("a", "b", "c")
+    assert len(model.heads) == len(convolutions)
+    for head, (first, last) in zip(model.heads, convolutions, strict=True):
+        for name, theirs in (("heatmap", "hm"), ("size", "wh"), ("offset", "reg")):
+            for layer, module in ((head.convs[name], first), (head.lasts[name], last)):
+                weight, bias = (state[f"{module.format(theirs)}.{part}"] for part in ("weight", "bias"))
+                np.testing.assert_array_equal(layer.kernel, weight.transpose(2, 3, 1, 0))
+                np.testing.assert_array_equal(layer.bias, bias)
+    # Every tensor was used, or it had been refused; the first convolution is turned from BGR to RGB.
+    layer, module = keypoints.torch_names(model.backbone)[0]
+    np.testing.assert_array_equal(layer.kernel, state[f"{module}.weight"][:, ::-1].transpose(2, 3, 1, 0))
+
+
+def test_classes_are_numbered_where_no_names_are_given(tmp_path):
+    save_file(checkpoint("resnet18_up", backbones.build("resnet18_up")), tmp_path / "released.safetensors")
+    model = centernet_original(tmp_path / "released.safetensors")
+    assert model.class_names == ("0", "1", "2")
+    assert model.settings["keep_size"] is True
+    with pytest.raises(WeightsError, match="it knows 3 classes, but there are 2 names"):
+        centernet_original(tmp_path / "released.safetensors", ("a", "b"))
+
+
+def test_what_is_no_checkpoint_of_it_is_refused(tmp_path):
+    save_file({"fc.weight": np.zeros((3, 2), np.float32)}, tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match="not a checkpoint of CenterNet's detectors"):
+        centernet_original(tmp_path / "other.safetensors")

@@ -1,0 +1,278 @@
+"""CenterNet (Zhou et al. 2019, Objects as Points, arXiv:1904.07850; released code: xingyizhou/CenterNet).
+
+An object is the point at its centre. On one map of stride 4 the network draws a heatmap for every class, and says in
+each cell how large an object there is, and where in the cell its centre lies.
+
+Which locations are positive? The one cell in which an object's centre lies, for its class: there the heatmap should be
+1. All others are negatives, of which those close by cost less: (1 - y)^4, where y is a Gaussian around the centre as
+wide as a corner may move until the IoU falls to 0.7. Nothing is ignored, and none is drawn by lot.
+
+What do they regress? Each object alone, in its own cell: its width and height in cells, one for all classes, and the
+place of its centre inside the cell.
+
+How is the score made? It is the heatmap's value in a cell that is not below any of its eight neighbours
+(`heatmaps.peaks`); so there is no NMS, but for several scales.
+
+Differences from the released code: crowd regions are no objects; what lies beside the image is black as there, but the
+image lies in the corner and not in the middle of it; boxes end at the border of the image.
+"""
+
+import keras
+from keras import ops
+
+from tfdet import backbones, heatmaps, losses, nms
+from tfdet import boxes as box_ops
+from tfdet.data.transforms import CenterNetAugmentation
+from tfdet.detectors.base import Detector
+from tfdet.distribution import sum_over_replicas
+from tfdet.errors import TfdetError
+from tfdet.resizers import KeepSize, ShortSide, rescale, without_padding
+
+STRIDE = 4  # pixels of a cell
+BLACK = 0.0
+
+
+class CenterNetHead(keras.layers.Layer):
+    """A 3x3 and a 1x1 convolution for each map that is wanted.
+
+    Args:
+        maps: {name: channels}. Those whose name begins with "heatmap" start with a probability of 0.1 everywhere.
+        channels: of the 3x3 convolutions.
+    """
+
+    def __init__(self, maps, channels, **kwargs):
+        super().__init__(**kwargs)
+        self.convs, self.lasts = {}, {}
+        for name, count in maps.items():
+            rare = name.startswith("heatmap")
+            bias = keras.initializers.Constant(-2.19 if rare else 0.0)
+            self.convs[name] = keras.layers.Conv2D(
+                channels, 3, padding="same", activation="relu", kernel_initializer=_start(rare)
+            )
+            self.lasts[name] = keras.layers.Conv2D(count, 1, kernel_initializer=_start(rare), bias_initializer=bias)
+
+    def call(self, features):
+        """Features [B, h, w, any] -> {name: [B, h, w, channels]}."""
+        # Raw outputs leave in float32 also under mixed precision.
+        return {name: ops.cast(self.lasts[name](conv(features)), "float32") for name, conv in self.convs.items()}
+
+
+def _start(heatmap):
+    """As PyTorch's convolutions start, uniform in +-1/sqrt(fan in), and the released code's other heads."""
+    if heatmap:
+        return keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
+    return keras.initializers.RandomNormal(stddev=0.001)
+
+
+class CenterNetTargetEncoder:
+    """What the maps should say for one image.
+
+    Args:
+        size: height and width of the fed image where none is given.
+        max_objects: only so many have a size and an offset to learn; the heatmap has all. (The released code leaves the
+            others out altogether.)
+    """
+
+    def __init__(self, num_classes, size, min_overlap=0.7, max_objects=128):
+        self.num_classes, self.size = num_classes, size
+        self.min_overlap, self.max_objects = min_overlap, max_objects
+
+    def __call__(self, boxes, labels, size=None):
+        """boxes [M, 4] xyxy pixels of the fed image, labels int [M], its size with padding. M = 0 is legal.
+
+        Boxes are cut where the last row and column of cells begin (released code); what then has no area is no object.
+
+        Returns:
+            {"heatmap" float32 [h, w, C], "cells" int32 [max_objects, 2], "size" float32 [max_objects, 2], "offset"
+            float32 [max_objects, 2]}: of each object the row and column of its cell, its width and height in cells, and
+            where its centre lies in the cell, x and y. Cells of rows without an object are -1.
+        """
+        height, width = (side // STRIDE for side in (self.size if size is None else size))
+        boxes, labels = ops.cast(boxes, "float32") / STRIDE, ops.cast(labels, "int32")
+        boxes = box_ops.clip(boxes, ops.cast(height - 1, "float32"), ops.cast(width - 1, "float32"))
+        sizes, centres = boxes[:, 2:] - boxes[:, :2], (boxes[:, :2] + boxes[:, 2:]) / 2
+        real = ops.all(sizes > 0, axis=-1) & (labels >= 0)
+
+        offsets = centres - ops.floor(centres)
+        cells = ops.where(real[:, None], ops.flip(ops.cast(ops.floor(centres), "int32"), axis=-1), -1)
+        columns, rows = ops.unstack(ops.ceil(sizes), 2, axis=-1)
+        radii = ops.cast(heatmaps.gaussian_radius(rows, columns, self.min_overlap), "int32")
+        radii, labels = ops.where(real, radii, -1), ops.maximum(labels, 0)
+        heatmap = heatmaps.draw_gaussians((height, width, self.num_classes), cells, radii, labels)
+        rows = {"cells": (cells, -1), "size": (sizes, 0.0), "offset": (offsets, 0.0)}
+        return {"heatmap": heatmap, **{name: self._of_fixed_length(*row) for name, row in rows.items()}}
+
+    def _of_fixed_length(self, values, padding):
+        values = ops.pad(values, [[0, self.max_objects], [0, 0]], constant_values=padding)
+        return ops.reshape(values[: self.max_objects], (self.max_objects, 2))
+
+
+class CenterNetLoss:
+    """Focal loss of the heatmap + 0.1 L1 of the sizes + L1 of the offsets, the mean over the stacks.
+
+    The focal loss is divided by the number of cells that are 1, so that two objects of a class in one cell count once;
+    the others by that of objects, times two (the paper: by that of objects).
+    """
+
+    parts = ("heatmap", "size", "offset")
+
+    def __init__(self, size_weight=0.1):
+        self.size_weight = size_weight
+
+    def __call__(self, targets, outputs):
+        """The encoder's targets and the network's outputs, batched -> {"heatmap", "size", "offset": scalar}."""
+        cells = ops.cast(targets["cells"], "int32")
+        valid = ops.cast(cells[..., 0] >= 0, "float32")
+        points = sum_over_replicas(ops.sum(ops.cast(targets["heatmap"] == 1, "float32")))
+        count = sum_over_replicas(ops.sum(valid))
+
+        def heatmap_loss(logits):
+            return ops.sum(losses.heatmap_focal(targets["heatmap"], logits)) / ops.maximum(points, 1.0)
+
+        def distance(name, prediction):
+            error = ops.sum(ops.abs(_at(prediction, cells) - targets[name]), axis=-1)
+            return ops.sum(valid * error) / (2 * count + 1e-4)
+
+        stacks = len(outputs["heatmap"])
+        return {
+            "heatmap": sum(heatmap_loss(logits) for logits in outputs["heatmap"]) / stacks,
+            "size": sum(distance("size", sizes) for sizes in outputs["size"]) / stacks * self.size_weight,
+            "offset": sum(distance("offset", offsets) for offsets in outputs["offset"]) / stacks,
+        }
+
+
+def _at(maps, cells):
+    """What maps [B, h, w, N] say in cells int32 [B, K, 2] -> [B, K, N]; where those are negative, something."""
+    _, height, width, channels = ops.shape(maps)
+    index = ops.maximum(cells[..., 0] * width + cells[..., 1], 0)
+    return ops.take_along_axis(ops.reshape(maps, (-1, height * width, channels)), index[..., None], axis=1)
+
+
+class CenterNetDecoder:
+    """The best peaks of the last stack's heatmap.
+
+    Args:
+        score_threshold: only better scores count. The released code has none, but writes its results with two decimals,
+            of which 0.005 is the least that is not 0.
+        keep: K.
+    """
+
+    def __init__(self, score_threshold=0.005, keep=100):
+        self.score_threshold, self.keep = score_threshold, keep
+
+    def __call__(self, outputs):
+        """The network's outputs -> detections in pixels of the fed image (see Detector)."""
+        logits, sizes, offsets = (outputs[name][-1] for name in ("heatmap", "size", "offset"))
+        best, labels, rows, columns = heatmaps.peaks(logits, self.keep)
+        cells = ops.stack([rows, columns], axis=-1)
+        centres = ops.cast(ops.flip(cells, axis=-1), "float32") + _at(offsets, cells)
+        halves = ops.maximum(_at(sizes, cells), 0.0) / 2
+        boxes = ops.concatenate([centres - halves, centres + halves], axis=-1) * STRIDE
+        heights, widths = ops.unstack(outputs["image_sizes"][:, None, :], 2, axis=-1)
+        scores = ops.sigmoid(best)
+        return nms.padded(box_ops.clip(boxes, heights, widths), scores, labels, scores > self.score_threshold)
+
+
+@keras.saving.register_keras_serializable("tfdet")
+class CenterNet(Detector):
+    """The detector: see `centernet` for the published settings.
+
+    Args:
+        backbone: keras.Model from images [B, H, W, 3], RGB 0..255, to {"stack1": [B, H/4, W/4, any], ...}; detections
+            are read from the last stack, in the order of their names, and all of them are trained.
+        class_names: names of the classes, or their number.
+        side: of the square that training crops, in pixels; a multiple of `multiple`.
+        keep_size: detect in images of their own size (the released code's test on COCO), or in ones whose long side is
+            `side` (its test on VOC).
+        channels: of the heads.
+        multiple: what the sides of a fed image must be a multiple of, in pixels.
+        flip: detect in the mirror image too, with the mean of both heatmaps and sizes (the offset is the image's own).
+        scales: detect at each of these sizes, relative to the fed image; soft-NMS merges what is found at several.
+    Raises:
+        TfdetError: `side` is no multiple.
+    """
+
+    def __init__(
+        self,
+        backbone,
+        class_names,
+        side,
+        keep_size=False,
+        channels=64,
+        multiple=32,
+        flip=False,
+        scales=(1.0,),
+        **kwargs,
+    ):
+        super().__init__(class_names, **kwargs)
+        if side % multiple:
+            raise TfdetError(f"side {side}: this backbone needs a multiple of {multiple}")
+        self.settings = {"side": side, "keep_size": keep_size, "channels": channels, "multiple": multiple}
+        self.settings |= {"flip": flip, "scales": tuple(scales)}
+        self.backbone, self.flip, self.scales, self.multiple = backbone, flip, tuple(scales), multiple
+        maps = {"heatmap": self.num_classes, "size": 2, "offset": 2}
+        self.heads = [CenterNetHead(maps, channels, name=f"head{i}") for i in range(1, len(backbone.output) + 1)]
+
+        self.resizer = KeepSize(multiple) if keep_size else ShortSide(side, side, multiple)
+        self.augmentation = CenterNetAugmentation(side)
+        self.encoder = CenterNetTargetEncoder(self.num_classes, (side, side))
+        self.detection_loss = CenterNetLoss()
+        self.decoder = CenterNetDecoder()
+        self.supports_jit = False  # XLA would compile a step for every size of image
+        self.create_weights(side, side)
+
+    def call(self, images, training=None):
+        images, sizes = without_padding(images, BLACK)
+        stacks = self.backbone(images, training=training)
+        maps = [head(stacks[name]) for head, name in zip(self.heads, sorted(stacks), strict=True)]
+        return {**{name: tuple(stack[name] for stack in maps) for name in maps[0]}, "image_sizes": sizes}
+
+    def encode(self, image, boxes, labels, seed):
+        return self.encoder(boxes, labels, ops.shape(image)[:2])
+
+    def detect(self, images, scale):
+        if self.scales == (1.0,):
+            found = self._detect(images)
+        else:
+            found = nms.soft_merge([self._detect_at(factor, images) for factor in self.scales], self.decoder.keep)
+        return {**found, "boxes": found["boxes"] / scale[:, None, :]}
+
+    def _detect_at(self, factor, images):
+        found = self._detect(rescale(images, factor, self.multiple))
+        return {**found, "boxes": found["boxes"] / factor}
+
+    def _detect(self, images):
+        outputs = self(images, training=False)
+        if self.flip:
+            mirrored = self(images[:, :, ::-1], training=False)
+            (heatmap, other), (size, other_size) = (
+                (outputs[name][-1], mirrored[name][-1][:, :, ::-1]) for name in ("heatmap", "size")
+            )
+            mean = (ops.sigmoid(heatmap) + ops.sigmoid(other)) / 2
+            outputs["heatmap"] = [ops.log(mean) - ops.log1p(-mean)]  # logits again
+            outputs["size"] = [(size + other_size) / 2]
+        return self.decoder(outputs)
+
+    def get_config(self):
+        backbone = keras.saving.serialize_keras_object(self.backbone)
+        return {"backbone": backbone, "class_names": self.class_names, **self.settings, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "backbone": keras.saving.deserialize_keras_object(config["backbone"])})
+
+
+def centernet(num_classes, backbone="resnet18_dcn", weights=None, side=512, keep_size=False):
+    """CenterNet on a map of stride 4.
+
+    Args:
+        num_classes: the number of classes, or their names.
+        backbone: "resnet18_dcn", "resnet101_dcn", "resnet18_up", "resnet101_up", "dla34", "hourglass104",
+            "resnet_slim_up" (trains from nothing on a CPU), or any backbone model with maps "stack1", ... of stride 4.
+        weights: of the backbone: None, "imagenet", or a file (see tfdet.backbones.build).
+        side, keep_size: see CenterNet.
+    """
+    channels = 256 if backbone in ("dla34", "hourglass104") else 64
+    multiple = 128 if backbone == "hourglass104" else 32  # 5 times halved from stride 4
+    backbone = backbones.build(backbone, weights)
+    return CenterNet(backbone, num_classes, side, keep_size, channels, multiple, name="centernet")

@@ -1,0 +1,56 @@
+"""Detectors with the weights of checkpoints that their authors released, whose outputs they then give.
+
+Files are read without unpickling arbitrary code.
+"""
+
+from tfdet import backbones
+from tfdet.backbones import keypoints
+from tfdet.detectors.centernet import CenterNet
+from tfdet.errors import WeightsError
+from tfdet.weights import load_torch, read_state_dict
+
+
+def centernet_original(path, class_names=None, side=512, keep_size=True):
+    """CenterNet with the weights of a released checkpoint of xingyizhou/CenterNet, ctdet_*.pth.
+
+    Which network it is, the names of its tensors tell. Its published figures are of images of their own size, but for
+    the checkpoints of VOC.
+
+    Args:
+        path: the checkpoint.
+        class_names: of its classes, in its order (COCO's is that of the category ids); None numbers them.
+        side, keep_size: see CenterNet.
+    Raises:
+        WeightsError: the file cannot be read or does not fit.
+    """
+    state = keypoints.to_rgb(read_state_dict(path))
+    stacks = sum(key.startswith("hm.") and key.endswith(".0.conv.weight") for key in state)  # of an hourglass
+    first, last = ("hm.0.0.conv", "hm.0.1") if stacks else ("hm.0", "hm.2")
+    bias, kernel = state.get(f"{last}.bias"), state.get(f"{first}.weight")
+    if bias is None or kernel is None:
+        raise WeightsError(f"{path}: not a checkpoint of CenterNet's detectors: it has no {first} and {last}")
+    if class_names is not None and len(class_names) != len(bias):
+        raise WeightsError(f"{path}: it knows {len(bias)} classes, but there are {len(class_names)} names")
+    backbone = _network(state)
+    multiple = 128 if backbone == "hourglass104" else 32
+    names = len(bias) if class_names is None else class_names
+    model = CenterNet(backbones.build(backbone), names, side, keep_size, len(kernel), multiple, name="centernet")
+    pairs = keypoints.torch_names(model.backbone)
+    for stack, head in enumerate(model.heads):
+        for name, module in (("heatmap", "hm"), ("size", "wh"), ("offset", "reg")):
+            first, last = (
+                (f"{module}.{stack}.0.conv", f"{module}.{stack}.1") if stacks else (f"{module}.0", f"{module}.2")
+            )
+            pairs += [(head.convs[name], first), (head.lasts[name], last)]
+    load_torch(pairs, state, path, ignore=keypoints.UNUSED)
+    return model
+
+
+def _network(state):
+    """The name of the backbone that has such tensors."""
+    if "kps.0.up1.0.conv1.weight" in state:
+        return "hourglass104"
+    if "base.base_layer.0.weight" in state:
+        return "dla34"
+    depth = 101 if "layer3.22.conv1.weight" in state else 18
+    return f"resnet{depth}_dcn" if any("conv_offset_mask" in key for key in state) else f"resnet{depth}_up"
