@@ -1,4 +1,4 @@
-"""Faster R-CNN and RetinaNet with ResNet-50 and FPN against torchvision's, KerasHub's and KerasCV's, as ratios.
+"""Faster R-CNN, RetinaNet and FCOS on ResNet-50 and FPN against torchvision's, KerasHub's and KerasCV's, as ratios.
 
     python benchmarks/detectors.py --peer PYTHON [--keras-peer PYTHON] [--only WORD ...]
 
@@ -9,7 +9,7 @@ it in `tf.data`, one image after the other, and waits for it here. It is a step 
 normalisation, the stem and the first stage stand still; 8 boxes an image.
 
 Weights are random, those of torchvision and ours the same. Class scores are as of a trained network: of all pairs of
-anchor and class 100 an image are above the threshold of 0.05, and after NMS some dozens. Keras' peers look at each
+anchor and class 100 an image are above the threshold of 0.05 (FCOS: 0.2), and after NMS some dozens. Keras' peers look at each
 anchor's best class only, and look for ever more boxes until they have 100.
 """
 
@@ -34,6 +34,8 @@ PAIRS = [  # (detector, peer, names of the tasks)
     ("retinanet", "torchvision channels_last", list(TASKS)),
     ("retinanet", "KerasHub", list(TASKS)),
     ("retinanet", "KerasCV", list(TASKS)[:2]),
+    ("fcos", "torchvision", list(TASKS)),
+    ("fcos", "torchvision channels_last", list(TASKS)),
 ]
 
 
@@ -42,7 +44,7 @@ def main():
     pythons = {name: arguments.peer if "torchvision" in name else arguments.keras_peer for name in SIDES}
     print(turns.HEADER)
     with tempfile.TemporaryDirectory() as folder:
-        weights = {detector: os.path.join(folder, f"{detector}.pth") for detector in ("faster_rcnn", "retinanet")}
+        weights = {detector: os.path.join(folder, f"{detector}.pth") for detector, _, _ in PAIRS}
         for detector, path in weights.items():
             maker = turns.Process(arguments.peer, "torchvision")
             maker.time("save", detector, path)
@@ -103,9 +105,13 @@ def tfdet_side():
     import keras
     import tensorflow as tf
 
-    from tfdet.detectors.torchvision import faster_rcnn_torchvision, retinanet_torchvision
+    from tfdet.detectors import torchvision
 
-    builders = {"faster_rcnn": faster_rcnn_torchvision, "retinanet": retinanet_torchvision}
+    builders = {
+        "faster_rcnn": torchvision.faster_rcnn_torchvision,
+        "retinanet": torchvision.retinanet_torchvision,
+        "fcos": torchvision.fcos_torchvision,
+    }
 
     def prepare(what, detector, weights, batch):
         model = builders[detector](weights, short_sides=(SIZE,), long_side=SIZE)
@@ -134,7 +140,7 @@ def torchvision_side(channels_last=False):
     from torchvision.models import detection
 
     def build(detector):
-        """What the builders fasterrcnn_resnet50_fpn and retinanet_resnet50_fpn make when they are given weights."""
+        """What the builders fasterrcnn_resnet50_fpn and so on make when they are given weights."""
         resnet_fpn, sizes = detection.backbone_utils.resnet_fpn_backbone, {"min_size": SIZE, "max_size": SIZE}
         resnet = {"backbone_name": "resnet50", "weights": None, "trainable_layers": 3}
         if detector == "faster_rcnn":
@@ -142,6 +148,8 @@ def torchvision_side(channels_last=False):
             return detection.FasterRCNN(resnet_fpn(**resnet), CLASSES, **sizes, rpn_post_nms_top_n_train=1000)
         more = ops.feature_pyramid_network.LastLevelP6P7(256, 256)
         backbone = resnet_fpn(**resnet, returned_layers=[2, 3, 4], extra_blocks=more)
+        if detector == "fcos":
+            return detection.FCOS(backbone, CLASSES, **sizes)
         return detection.RetinaNet(backbone, CLASSES, **sizes, detections_per_img=100)
 
     def tensors(batch):
@@ -177,6 +185,14 @@ def torchvision_side(channels_last=False):
             classes, boxes = model.head.classification_head.cls_logits, model.head.regression_head.bbox_reg
             logits, _ = normalise(model, {classes: 1.0, boxes: 0.2})
             classes.bias += math.log(THRESHOLD / (1 - THRESHOLD)) - logits.flatten().topk(CANDIDATES).values[-1]
+        elif detector == "fcos":
+            classes, boxes = model.head.classification_head.cls_logits, model.head.regression_head
+            deviations = {classes: 1.0, boxes.bbox_reg: 1.0, boxes.bbox_ctrness: 1.0}
+            logits, _, centerness = normalise(model, deviations)
+            boxes.bbox_reg.bias += 4  # strides to each side
+            # A class is above the threshold if its probability times that of centerness is above the square.
+            missing = (model.score_thresh**2 / centerness.sigmoid()).logit() - logits
+            classes.bias += missing.nan_to_num(math.inf).flatten().kthvalue(CANDIDATES).values
         else:
             normalise(model, {model.rpn.head.cls_logits: 1.0, model.rpn.head.bbox_pred: 0.2})
             predictor = model.roi_heads.box_predictor

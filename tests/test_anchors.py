@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdet.anchors import AnchorGenerator, AnchorPyramid, PriorBox, ssd_sizes
+from tfdet.anchors import AnchorGenerator, AnchorPyramid, PointGenerator, PriorBox, per_anchor, ssd_sizes
 
 ROOT2, ROOT3 = math.sqrt(2), math.sqrt(3)
 
@@ -328,3 +328,37 @@ def test_maps_of_images_that_differ_in_size_still_fit_the_anchors_of_their_batch
         is_own = ~np.isnan(joined)
         assert is_own.sum() == sum(np.size(level) for level in own)
         np.testing.assert_array_equal(joined[is_own], batch[is_own])
+
+
+def test_points_by_hand():
+    middle = PointGenerator(8)
+    assert middle.num_anchors == 1
+    rows = [(4, 4, 8), (12, 4, 8), (20, 4, 8), (4, 12, 8), (12, 12, 8), (20, 12, 8)]
+    np.testing.assert_array_equal(middle((2, 3)), rows)
+    np.testing.assert_array_equal(middle(np.zeros((5, 2, 3, 7), np.float32)), rows)
+    corner = PointGenerator(8, offset=0)
+    np.testing.assert_array_equal(corner((2, 2)), [(0, 0, 8), (8, 0, 8), (0, 8, 8), (8, 8, 8)])
+    # The steps are others (vertical, horizontal), the stride stays.
+    np.testing.assert_array_equal(corner((2, 2), (6, 7)), [(0, 0, 8), (7, 0, 8), (0, 6, 8), (7, 6, 8)])
+    assert PointGenerator(8, dtype="mixed_bfloat16")((1, 200)).dtype == np.float32
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(PointGenerator(16, 0.25)))
+    np.testing.assert_array_equal(again((1, 1)), [(4, 4, 16)])
+
+
+def test_a_pyramid_of_points():
+    levels = AnchorPyramid([PointGenerator(stride) for stride in (16, 32)])
+    fine, coarse = levels(40, 60)  # padded: 64 x 64
+    assert fine.shape == (16, 3)
+    np.testing.assert_array_equal(coarse, [(16, 16, 32), (48, 16, 32), (16, 48, 32), (48, 48, 32)])
+    assert [m.shape for m in levels.split(np.zeros((20, 4)), 40, 60)] == [(4, 4, 1, 4), (2, 2, 1, 4)]
+    fitted = AnchorPyramid([PointGenerator(64, 0)], fitted=True)
+    np.testing.assert_array_equal(fitted(96, 40)[0], [(0, 0, 64), (0, 48, 64)])
+
+
+def test_what_a_network_says_of_each_anchor():
+    """Two anchors in each of 1 x 2 cells, three channels."""
+    feature_map = tf.reshape(tf.range(12, dtype=tf.bfloat16), (1, 1, 2, 6))
+    found = per_anchor(feature_map, 3)
+    assert found.dtype == tf.float32
+    np.testing.assert_array_equal(found, [[(0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10, 11)]])
+    np.testing.assert_array_equal(per_anchor(feature_map, 1)[0, :, 0], np.arange(12))

@@ -269,3 +269,141 @@ def test_max_iou_of_a_batch_in_a_compiled_step():
         expected = assigners.max_iou(proposals[image], boxes[image, :count], **ROI)
         assert set(range(count)) <= set(np.array(expected))
         np.testing.assert_array_equal(compiled[image], expected)
+
+
+def row(*places, y=5, stride=4):
+    """Points of one row: x, y and stride."""
+    return np.array([(x, y, stride) for x in places], np.float32).reshape(-1, 3)
+
+
+FAR = (0, 1000)
+CENTRE = {"radius": 1.5}
+TALL = np.float32([(0, 0, 4, 40)])
+SQUARE = np.float32([(0, 0, 40, 40)])
+
+# points, range of all or of each, boxes, arguments, expected. Boxes of a strip are 10 high.
+FCOS_CASES = {
+    "inside, and not on the edge": (row(-1, 0, 1, 9, 10, 11), FAR, strip((0, 10)), {}, [-1, -1, 0, 0, -1, -1]),
+    "not on the upper or lower edge": (
+        np.float32([(5, 0, 4), (5, 1, 4), (5, 9, 4), (5, 10, 4)]),
+        FAR,
+        strip((0, 10)),
+        {},
+        [-1, 0, 0, -1],
+    ),
+    "both ends of a range": (
+        row(10, 10, 10, 10),
+        [(0, 10), (0, 9.5), (10, 20), (10.5, 20)],
+        strip((0, 20)),
+        {},
+        [0, -1, 0, -1],
+    ),
+    "the furthest side counts": (row(4, 4, 16), [(0, 15), (16, 30), (16, 30)], strip((0, 20)), {}, [-1, 0, 0]),
+    "also the lower one": (row(2, 2), [(0, 34), (0, 35)], TALL, {}, [-1, 0]),
+    "and the upper one": (row(2, 2, y=30), [(0, 29), (0, 30)], TALL, {}, [-1, 0]),
+    "of several the smallest": (row(3, 10, 30), FAR, strip((0, 40), (5, 20), (0, 45)), {}, [0, 1, 0]),
+    "small is the area": (row(3), FAR, np.float32([(0, 0, 6, 100), (0, 0, 50, 10)]), {}, [1]),
+    "the first of boxes alike": (row(5), FAR, strip((0, 12), (0, 10), (0, 10)), {}, [1]),
+    "only of those in range": (row(10, 10), [(25, 40), (0, 40)], strip((0, 40), (0, 30)), {}, [0, 1]),
+    "between the points": (row(10, 15), FAR, strip((11, 14)), {}, [-1, -1]),
+    "no area": (row(5, 7), FAR, strip((5, 5), (0, 0), (9, 3)), {}, [-1, -1]),
+    "no boxes": (row(5, 7), FAR, strip(), {}, [-1, -1]),
+    "no boxes, a radius and crowds": (row(5), FAR, strip(), {**CENTRE, "crowd": np.zeros(0, bool)}, [-1]),
+    "points without a stride": (row(1, 12)[:, :2], FAR, strip((0, 10)), {}, [0, -1]),
+    "near the centre": (row(14, 14.5, 25.5, 26), FAR, strip((0, 40)), CENTRE, [-1, 0, 0, -1]),
+    "a radius of 0 is none": (row(1, 14), FAR, strip((0, 40)), {"radius": 0}, [0, 0]),
+    "the stride is each point's own": (
+        np.concatenate([row(14, stride=4), row(14, stride=8), row(7, stride=8)]),
+        FAR,
+        strip((0, 40)),
+        CENTRE,
+        [-1, 0, -1],
+    ),
+    "the centre is cut to the box": (row(20, y=11), FAR, strip((0, 40)), CENTRE, [-1]),
+    "the range counts as well": (row(20, 20), [(0, 19), (20, 30)], strip((0, 40)), CENTRE, [-1, 0]),
+    "a larger box by its centre": (row(20, 6), FAR, strip((0, 40), (0, 12)), CENTRE, [0, 1]),
+    "a square": (
+        np.float32([(25, 25, 4), (24, 24, 4), (26, 20, 4), (20, 14, 4)]),
+        FAR,
+        SQUARE,
+        CENTRE,
+        [0, 0, -1, -1],
+    ),
+    "a circle": (  # of radius 6
+        np.float32([(25, 25, 4), (24, 24, 4), (26, 20, 4), (20, 14.5, 4)]),
+        FAR,
+        SQUARE,
+        {**CENTRE, "shape": "circle"},
+        [-1, 0, -1, 0],
+    ),
+    "in a crowd": (row(5, 15), FAR, strip((0, 10)), {"crowd": [True]}, [-2, -1]),
+    "not on its edge": (row(0, 10), FAR, strip((0, 10)), {"crowd": [True]}, [-1, -1]),
+    "anywhere in a crowd": (row(1), (50, 60), strip((0, 40)), {**CENTRE, "crowd": [True]}, [-2]),
+    "an object in a crowd": (row(5, 15), FAR, strip((0, 10), (0, 20)), {"crowd": [False, True]}, [0, -2]),
+    "a crowd in an object": (row(5, 15), FAR, strip((0, 10), (0, 20)), {"crowd": [True, False]}, [1, 1]),
+    "indices count the crowds": (row(5, 25), FAR, strip((0, 10), (20, 30)), {"crowd": [True, False]}, [-2, 1]),
+    "several crowds": (row(5, 25, 15), FAR, strip((0, 10), (20, 30)), {"crowd": [True, True]}, [-2, -2, -1]),
+    "no crowd": (row(5, 15), FAR, strip((0, 10)), {"crowd": [False]}, [0, -1]),
+}
+
+
+@pytest.mark.parametrize(("points", "ranges", "boxes", "arguments", "expected"), FCOS_CASES.values(), ids=FCOS_CASES)
+def test_fcos_points_by_hand(points, ranges, boxes, arguments, expected):
+    arguments = {name: np.array(value) if name == "crowd" else value for name, value in arguments.items()}
+    matched = assigners.fcos_points(points, np.broadcast_to(np.float32(ranges), (len(points), 2)), boxes, **arguments)
+    assert matched.dtype == tf.int32
+    np.testing.assert_array_equal(matched, expected)
+
+
+@pytest.mark.parametrize(
+    ("points", "arguments"),
+    [(row(5)[:, :2], CENTRE), (row(5), {**CENTRE, "shape": "ellipse"})],
+    ids=["no stride", "another shape"],
+)
+def test_fcos_points_refuses_a_centre_that_it_cannot_tell(points, arguments):
+    with pytest.raises(ValueError, match="a radius needs points"):
+        assigners.fcos_points(points, np.float32([FAR]), strip((0, 10)), **arguments)
+
+
+def fcos_reference(points, ranges, boxes, radius, shape, crowd):
+    matched = np.full(len(points), -1)
+    areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes]
+    for n, ((x, y, stride), (least, greatest)) in enumerate(zip(points, ranges, strict=True)):
+        smallest = np.inf
+        for m, (x1, y1, x2, y2) in enumerate(boxes):
+            if not (x1 < x < x2 and y1 < y < y2):
+                continue
+            if crowd[m]:
+                matched[n] = -2 if matched[n] == -1 else matched[n]
+                continue
+            across, down = abs(x - (x1 + x2) / 2), abs(y - (y1 + y2) / 2)
+            far = max(across, down) if shape == "square" else (across**2 + down**2) ** 0.5
+            in_range = least <= max(x - x1, y - y1, x2 - x, y2 - y) <= greatest
+            if in_range and (not radius or far < radius * stride) and areas[m] < smallest:
+                matched[n], smallest = m, areas[m]
+    return matched
+
+
+@settings(max_examples=40, deadline=None)
+@given(lists_of_boxes(9), st.sampled_from([None, 0.5, 1.5]), st.sampled_from(["square", "circle"]), st.data())
+def test_fcos_points_equal_the_loop(boxes, radius, shape, data):
+    crowd = np.array(data.draw(st.lists(st.booleans(), min_size=len(boxes), max_size=len(boxes))), bool)
+    levels = [(2, 0, 6), (4, 6, 12), (8, 12, 1e8)]
+    places = [(x, y, *level) for level in levels for y in range(0, 24, level[0]) for x in range(0, 24, level[0])]
+    points, ranges = np.split(np.float32(places), [3], axis=1)
+    for some in (None, crowd):
+        expected = fcos_reference(points, ranges, boxes, radius, shape, crowd & (some is not None))
+        np.testing.assert_array_equal(assigners.fcos_points(points, ranges, boxes, radius, shape, some), expected)
+
+
+def test_fcos_points_in_a_graph_that_does_not_know_how_many_boxes_come():
+    points, ranges = row(*range(0, 40, 4)), np.float32([FAR] * 10)
+
+    def match(boxes, crowd):
+        return assigners.fcos_points(points, ranges, boxes, 1.5, crowd=crowd)
+
+    graph = tf.function(match, [tf.TensorSpec([None, 4]), tf.TensorSpec([None], tf.bool)])
+    for boxes in (strip(), strip((0, 10)), strip((0, 39), (3, 17), (12, 20), (0, 0))):
+        crowd = np.arange(len(boxes)) == 2
+        np.testing.assert_array_equal(graph(boxes, crowd), match(boxes, crowd))
+        assert graph(boxes, crowd).shape == (10,)

@@ -6,7 +6,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfdet.coders import DeltaXYWH
+from tfdet.coders import LTRB, DeltaXYWH
 
 SSD_STDS = (0.1, 0.1, 0.2, 0.2)
 ANCHOR = (0, 0, 10, 20)
@@ -159,3 +159,43 @@ def test_in_a_graph_that_does_not_know_how_many_boxes_there_are():
         matched = np.int32([count - 1, -1, -2, count - 1])
         expected = DeltaXYWH().encode_matched(ANCHORS, BOXES[:count], matched)
         np.testing.assert_array_equal(encode(ANCHORS, BOXES[:count], matched), expected)
+
+
+# A point, a box around it, the distances to its sides in pixels.
+LTRB_CASES = [
+    ((10, 20, 8), (6, 4, 18, 28), (4, 16, 8, 8)),
+    ((10, 20, 8), (10, 20, 10, 20), (0, 0, 0, 0)),
+    ((10, 20, 8), (12, 4, 18, 16), (-2, 16, 8, -4)),
+    ((4, 4, 8), (0.5, -2.5, 100.25, 8), (3.5, 6.5, 96.25, 4)),
+]
+
+
+@pytest.mark.parametrize(("point", "box", "distances"), LTRB_CASES)
+@pytest.mark.parametrize(("in_strides", "unit"), [(False, 1), (True, 8)])
+def test_distances_by_hand(point, box, distances, in_strides, unit):
+    coder, distances = LTRB(in_strides), np.float32([distances]) / unit
+    found = coder.encode([point], [box])
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, distances)
+    np.testing.assert_array_equal(coder.decode([point], distances), [box])
+
+
+def test_distances_in_pixels_need_no_stride():
+    np.testing.assert_array_equal(LTRB().encode([(10, 20)], [(6, 4, 18, 28)]), [(4, 16, 8, 8)])
+    np.testing.assert_array_equal(LTRB().decode([(10, 20)], [(4, 16, 8, 8)]), [(6, 4, 18, 28)])
+
+
+def test_each_point_has_its_own_stride():
+    points, boxes = np.float32([(10, 20, 2), (10, 20, 4)]), np.float32([(6, 4, 18, 28)])
+    np.testing.assert_array_equal(LTRB(in_strides=True).encode(points, boxes), [(2, 8, 4, 4), (1, 4, 2, 2)])
+    decoded = LTRB(in_strides=True).decode(points, np.ones((3, 2, 4), np.float16))
+    np.testing.assert_array_equal(decoded, [[(8, 18, 12, 22), (6, 16, 14, 24)]] * 3)
+    assert decoded.dtype == np.float32
+
+
+def test_distances_of_points_that_serve_a_box():
+    points, boxes = np.float32([(5, 5, 8), (9, 9, 8), (5, 5, 16)]), np.float32([(1, 1, 9, 9), (4, 4, 6, 10)])
+    found = LTRB().encode_matched(points, boxes, np.array([1, -1, 0]))
+    np.testing.assert_array_equal(found, [(1, 1, 1, 5), (0, 0, 0, 0), (4, 4, 4, 4)])
+    found = LTRB(in_strides=True).encode_matched(points, boxes[:0], np.array([-1, -2, -1]))
+    np.testing.assert_array_equal(found, np.zeros((3, 4)))

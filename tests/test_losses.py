@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfdet import boxes as box_ops
 from tfdet import losses
 
 
@@ -242,3 +243,63 @@ def test_heatmap_focal_is_elementwise_and_in_float32():
     loss = losses.heatmap_focal(np.float32([[1, 0.5]]), logits)
     assert (loss.dtype, loss.shape) == (tf.float32, (1, 2))
     np.testing.assert_array_equal(loss, losses.heatmap_focal(np.float32([[1, 0.5]]), np.float32([[1.5, -2.25]])))
+
+
+# Distances of the target and of the prediction -> areas of intersection, union and the smallest box around both.
+AROUND_A_POINT = {
+    "alike": ((1, 2, 3, 4), (1, 2, 3, 4), 24, 24, 24),
+    "one inside the other": ((2, 2, 2, 2), (1, 1, 1, 1), 4, 16, 16),
+    "the other way round": ((1, 1, 1, 1), (2, 2, 2, 2), 4, 16, 16),
+    "shifted": ((1, 1, 3, 1), (3, 1, 1, 1), 4, 12, 12),
+    "in two directions": ((1, 1, 3, 3), (3, 3, 1, 1), 4, 28, 36),
+    "nothing": ((1, 2, 3, 4), (0, 0, 0, 0), 0, 24, 24),
+    "nothing twice": ((0, 0, 0, 0), (0, 0, 0, 0), 0, 0, 0),
+    "large": ((500, 500, 500, 500), (400, 500, 500, 500), 9e5, 1e6, 1e6),
+}
+
+
+@pytest.mark.parametrize(
+    ("target", "prediction", "intersection", "union", "enclosing"), AROUND_A_POINT.values(), ids=AROUND_A_POINT
+)
+def test_iou_losses_by_hand(target, prediction, intersection, union, enclosing):
+    iou = (intersection + 1) / (union + 1)
+    loss = losses.iou_loss(np.float32([target]), np.float32([prediction]))
+    assert loss.dtype == tf.float32
+    np.testing.assert_allclose(loss, [-np.log(iou)], rtol=1e-5, atol=1e-6)
+    if enclosing:
+        loss = losses.giou_loss(np.float32([target]), np.float32([prediction]))
+        np.testing.assert_allclose(loss, [1 - iou + (enclosing - union) / enclosing], rtol=1e-5, atol=1e-6)
+
+
+def test_the_generalised_iou_is_that_of_boxes():
+    """For large boxes, of which one pixel more or less is little."""
+    random = np.random.default_rng(0)
+    target, prediction = random.uniform(0, 1e4, (2, 50, 4)).astype(np.float32)
+    a, b = (np.concatenate([-distances[:, :2], distances[:, 2:]], axis=-1) for distances in (target, prediction))
+    expected = 1 - np.diagonal(box_ops.giou(a, b))
+    np.testing.assert_allclose(losses.giou_loss(target, prediction), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [losses.iou_loss, losses.giou_loss])
+def test_iou_losses_and_their_slopes_are_finite(loss):
+    random = np.random.default_rng(0)
+    for low, high in ((0, 0), (0, 1), (0, 1e3), (1e3, 1e8)):
+        target, prediction = random.uniform(low, high, (2, 3, 5, 4)).astype(np.float32)
+        value, slope = loss_and_slope(lambda x, target=target: loss(target, x), prediction)
+        assert value.shape == (3, 5)
+        assert np.isfinite(value).all() and np.isfinite(slope).all()
+
+
+def test_slopes_of_iou_losses_lead_to_the_target():
+    target, prediction = np.float32([(4, 4, 4, 4)]), np.float32([(3, 5, 4.5, 2)])
+    for loss in (losses.iou_loss, losses.giou_loss):
+        _, slope = loss_and_slope(lambda x, loss=loss: loss(target, x), prediction)
+        np.testing.assert_array_equal(np.sign(slope), np.sign(prediction - target))
+
+
+def test_iou_losses_of_half_precision_are_computed_in_float32():
+    target, prediction = (tf.constant([(300, 300, 300, 300 + n)], tf.float16) for n in (0, 1))
+    for loss in (losses.iou_loss, losses.giou_loss):
+        exact = loss(tf.cast(target, tf.float32), tf.cast(prediction, tf.float32))
+        np.testing.assert_array_equal(loss(target, prediction), exact)
+        assert np.isfinite(exact)

@@ -324,3 +324,33 @@ def test_soft_merge_keeps_images_apart_also_in_a_graph():
     assert found["num_detections"].numpy().tolist() == [1, 2]
     np.testing.assert_allclose(found["scores"], [[0.5, 0], [0.9, 0.4]])
     assert merge({name: value[:0] for name, value in batch.items()})["boxes"].shape == (0, 2, 4)
+
+
+# scores of three places with two classes, how many pairs -> places, scores of all their classes
+NOTHING = -np.inf
+PAIRS = {
+    "two of one place": ([(5, 1), (4, 6), (2, 0)], 2, [1, 0], [(NOTHING, 6), (5, NOTHING)]),
+    "both of one place": ([(1, 2), (8, 9), (3, 4)], 2, [1, 2], [(8, 9), (NOTHING, NOTHING)]),
+    "more than there are places": ([(5, 1), (4, 6), (2, 0)], 4, [1, 0, 2], [(4, 6), (5, NOTHING), (2, NOTHING)]),
+    "all": ([(5, 1), (4, 6), (2, 0)], 100, [1, 0, 2], [(4, 6), (5, 1), (2, 0)]),
+    "one": ([(-5, -1), (-4, -6), (-2, -3)], 1, [0], [(NOTHING, -1)]),
+    "as good as the last": ([(7, 3), (3, 3), (1, 3)], 2, [0, 1], [(7, 3), (3, 3)]),
+}
+
+
+@pytest.mark.parametrize(("scores", "count", "places", "expected"), PAIRS.values(), ids=PAIRS)
+def test_best_pairs_by_hand(scores, count, places, expected):
+    found, kept = nms.best_pairs(np.float32([scores]), count)
+    np.testing.assert_array_equal(found, [places])
+    np.testing.assert_array_equal(kept, [expected])
+
+
+def test_best_pairs_are_those_of_each_image():
+    scores = np.random.default_rng(0).permutation(2 * 30 * 4).reshape(2, 30, 4).astype(np.float32)
+    places, kept = nms.best_pairs(scores, 7)
+    assert places.shape == (2, 7) and kept.shape == (2, 7, 4)
+    for i in range(2):
+        expected = np.sort(scores[i].ravel())[-7:]
+        np.testing.assert_array_equal(np.sort(kept[i][kept[i] > NOTHING]), expected)
+        chosen = scores[i][places[i]]
+        np.testing.assert_array_equal(kept[i], np.where(chosen >= expected[0], chosen, NOTHING))

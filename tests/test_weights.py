@@ -228,13 +228,15 @@ def built(layer, channels=2):
 def test_load_torch_moves_the_axes():
     rng = np.random.RandomState(0)
     conv, depthwise = built(layers.Conv2D(5, 3)), built(layers.DepthwiseConv2D(3, use_bias=False))
-    norm, dense = built(layers.BatchNormalization()), layers.Dense(5)
+    norm, dense, group = built(layers.BatchNormalization()), layers.Dense(5), built(layers.GroupNormalization(2))
     dense.build((None, 2))
     shapes = {"c.weight": (5, 2, 3, 3), "c.bias": (5,), "d.weight": (2, 1, 3, 3), "fc.weight": (5, 2), "fc.bias": (5,)}
     shapes |= {f"n.{name}": (2,) for name in ("weight", "bias", "running_mean", "running_var")}
+    shapes |= {"g.weight": (2,), "g.bias": (2,)}
     state = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     state |= {"n.num_batches_tracked": np.array(7), "head.weight": np.zeros(3)}
-    load_torch([(conv, "c"), (depthwise, "d"), (norm, "n"), (dense, "fc")], state, "w.pth", ignore="head.")
+    pairs = [(conv, "c"), (depthwise, "d"), (norm, "n"), (dense, "fc"), (group, "g")]
+    load_torch(pairs, state, "w.pth", ignore="head.")
     # output channel 4, input channel 1, row 0, column 2
     assert conv.kernel[0, 2, 1, 4] == state["c.weight"][4, 1, 0, 2]
     assert depthwise.kernel[0, 2, 1, 0] == state["d.weight"][1, 0, 0, 2]
@@ -243,6 +245,8 @@ def test_load_torch_moves_the_axes():
     names = ("weight", "bias", "running_mean", "running_var")
     for variable, name in zip((norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance), names, strict=True):
         np.testing.assert_array_equal(variable, state[f"n.{name}"])
+    np.testing.assert_array_equal(group.gamma, state["g.weight"])
+    np.testing.assert_array_equal(group.beta, state["g.bias"])
 
 
 def test_load_torch_names_what_does_not_fit_and_changes_nothing():

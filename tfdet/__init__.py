@@ -10,6 +10,7 @@ from tfdet.data import load_dataset
 from tfdet.data.pipeline import training_batches, validation_batches
 from tfdet.detectors.centernet import CenterNet, centernet
 from tfdet.detectors.faster_rcnn import FasterRCNN, faster_rcnn_fpn, faster_rcnn_vgg16
+from tfdet.detectors.fcos import FCOS, fcos
 from tfdet.detectors.retinanet import RetinaNet, retinanet
 from tfdet.detectors.ssd import SSD, ssd300, ssd512
 from tfdet.distribution import strategy_scope
@@ -19,6 +20,7 @@ from tfdet.inference import Detections, detect, detect_files, in_bfloat16, with_
 from tfdet.serving import export
 
 __all__ = [
+    "FCOS",
     "SSD",
     "CenterNet",
     "Detections",
@@ -39,6 +41,7 @@ __all__ = [
     "export",
     "faster_rcnn_fpn",
     "faster_rcnn_vgg16",
+    "fcos",
     "heatmaps",
     "in_bfloat16",
     "load_dataset",

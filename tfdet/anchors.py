@@ -137,15 +137,59 @@ class AnchorGenerator(keras.layers.Layer):
         }
 
 
+@keras.saving.register_keras_serializable("tfdet")
+class PointGenerator(keras.layers.Layer):
+    """The locations of one feature map of FCOS: of each cell one point, in pixels of the fed image.
+
+    A cell at row i and column j has it at ((j + offset) * stride, (i + offset) * stride). The released code's lies in
+    the middle, torchvision's (offset=0) in the corner.
+
+    Args:
+        stride: pixels of the fed image between two cells.
+        offset: of the point inside the cell, in cells.
+    """
+
+    num_anchors = 1
+
+    def __init__(self, stride, offset=0.5, **kwargs):
+        super().__init__(**kwargs)
+        self.stride, self.offset = stride, offset
+        self._allow_non_tensor_positional_args = True  # (H, W) will do instead of a feature map
+
+    def call(self, feature_map, strides=None):
+        """feature_map [B, H, W, channels] or (H, W) -> x, y and the stride [H * W, 3], row by row.
+
+        strides: (vertical, horizontal) between two points, where they are not the generator's own.
+        """
+        centres = _centres(feature_map, strides or (self.stride,) * 2, self.offset)
+        return ops.pad(centres, [[0, 0], [0, 1]], constant_values=self.stride)
+
+    def get_config(self):
+        return {**super().get_config(), "stride": self.stride, "offset": self.offset}
+
+
 def _around_every_cell(feature_map, steps, offset, sizes):
     """Boxes [H * W * P, 4] of the widths and heights `sizes` [P, 2] around the centre of each cell, row by row."""
+    centres, half = _centres(feature_map, steps, offset)[:, None], sizes / 2
+    return ops.reshape(ops.concatenate([centres - half, centres + half], axis=-1), (-1, 4))
+
+
+def _centres(feature_map, steps, offset):
+    """x and y [H * W, 2] of the centre of each cell, row by row; steps: (vertical, horizontal) pixels."""
     height, width = feature_map if isinstance(feature_map, tuple) else ops.shape(feature_map)[1:3]
     y = (ops.arange(height, dtype="float32") + offset) * ops.cast(steps[0], "float32")
     x = (ops.arange(width, dtype="float32") + offset) * ops.cast(steps[1], "float32")
     y, x = ops.meshgrid(y, x, indexing="ij")
-    centres = ops.reshape(ops.stack([x, y], axis=-1), (-1, 1, 2))
-    half = sizes / 2
-    return ops.reshape(ops.concatenate([centres - half, centres + half], axis=-1), (-1, 4))
+    return ops.reshape(ops.stack([x, y], axis=-1), (-1, 2))
+
+
+def per_anchor(feature_map, channels):
+    """[B, H, W, A * channels] -> float32 [B, H * W * A, channels], in the order of the anchors.
+
+    In float32 also under mixed precision: so leave the raw outputs of a network.
+    """
+    _, height, width, depth = ops.shape(feature_map)
+    return ops.cast(ops.reshape(feature_map, (-1, height * width * (depth // channels), channels)), "float32")
 
 
 def ssd_sizes(image_size, num_levels, first_ratio, min_ratio, max_ratio=0.9, floor_step=True):
@@ -169,13 +213,13 @@ def ssd_sizes(image_size, num_levels, first_ratio, min_ratio, max_ratio=0.9, flo
 
 
 class AnchorPyramid:
-    """The anchors of all levels for an image of any size, and the way between one list of them and a map a level.
+    """The anchors, or points, of all levels for an image of any size, and the way between one list and a map a level.
 
     The image is thought to be padded to a multiple of 32 at the right and at the bottom (tfdet.resizers.ShortSide); a
     map of stride s then has the side of the padded image divided by s, rounded up.
 
     Args:
-        generators: an AnchorGenerator for each level, finest first.
+        generators: an AnchorGenerator, or a PointGenerator, for each level, finest first.
         fitted: torchvision's strides, which its published weights are trained with: the padded image's side divided by
             the map's, rounded down. They differ where the division is not exact: 800 / 13 is 61, not 64.
     """
@@ -184,7 +228,7 @@ class AnchorPyramid:
         self.generators, self.fitted = tuple(generators), fitted
 
     def __call__(self, height, width):
-        """Size of the image in pixels -> a tuple of float32 [H * W * A, 4], one a level."""
+        """Size of the image in pixels -> a tuple of float32 [H * W * A, 4], of points [H * W, 3], one a level."""
         padded_height, padded_width = self._padded(height, width)
         maps = zip(self.generators, self._maps(height, width), strict=True)
         if not self.fitted:
@@ -226,4 +270,9 @@ class AnchorPyramid:
 
     def _maps(self, height, width):
         padded = self._padded(height, width)
-        return [tuple(-(-side // generator.stride) for side in padded) for generator in self.generators]
+        if all(isinstance(side, int) for side in padded):
+            return [tuple(-(-side // generator.stride) for side in padded) for generator in self.generators]
+        # All at once: in a graph these few numbers cost as much time as many.
+        strides = ops.array([[generator.stride] for generator in self.generators], padded[0].dtype)
+        sizes = -(-ops.stack(padded) // strides)
+        return [tuple(ops.unstack(size, 2)) for size in ops.unstack(sizes, len(self.generators))]

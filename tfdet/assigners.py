@@ -109,6 +109,72 @@ def max_iou(
     return matched
 
 
+def fcos_points(points, ranges, boxes, radius=None, shape="square", crowd=None):
+    """FCOS's rule (tianzhi0549/FCOS, modeling/rpn/fcos/loss.py): a location serves the smallest box that it lies in.
+
+    1. It must lie inside the box, not on its edge, and with a `radius` (centre sampling) also near the box's centre.
+    2. Its greatest distance to a side of the box must be in the range of its level, both ends included. So each level
+       answers for boxes of one order of size.
+    3. Of several boxes the smallest gets it, of equally small ones the first. (The released code adds a pixel to both
+       sides before it multiplies them.)
+    The rest is negative. A box has no positive at all if smaller ones take all of its locations, or if it lies between
+    them.
+
+    The centre is the released code's: a square of `radius` strides to each side, which is cut to the box. It is
+    often described as a circle, which is the other `shape`.
+
+    Args:
+        points: [N, 2], x and y in pixels; [N, 3] with the level's stride in pixels, which a radius needs.
+        ranges: [N, 2], least and greatest distance in pixels.
+        boxes: [M, 4] xyxy pixels, M = 0 is legal. A box of no area gets nothing, so it does for padding.
+        radius: in strides; None or 0: anywhere in the box.
+        shape: of the centre, "square" or "circle".
+        crowd: bool [M], which boxes are regions of many objects. No location serves them, and one that lies in them is
+            ignored, unless it is positive. None means no box. (The released code leaves such regions out, so that what
+            lies in them is negative.)
+
+    Some shapes inside are known at run time only, as an input pipeline allows.
+
+    Returns:
+        int32 [N]: index of the matched box, or NEGATIVE, or IGNORED.
+    Raises:
+        ValueError: a radius without strides, or a shape that is neither.
+    """
+    points, ranges = ops.cast(points, "float32"), ops.cast(ranges, "float32")
+    boxes = ops.cast(boxes, "float32")
+    if radius and (points.shape[-1] != 3 or shape not in ("square", "circle")):
+        raise ValueError("a radius needs points [N, 3], with the stride, and the shape square or circle")
+    areas = box_ops.area(boxes)
+    if crowd is not None:
+        areas = ops.where(crowd, float("inf"), areas)
+    # The largest first, crowds before all: the last of the boxes that want a location gets it.
+    order = ops.flip(ops.cast(ops.argsort(areas), "int32"))
+    owners = order if crowd is None else ops.where(ops.take(crowd, order), IGNORED, order)
+    boxes = ops.take(boxes, order, axis=0)
+
+    # A few long rows, which is the fast way round; and only of the pairs inside is more than that computed.
+    x, y = points[:, 0], points[:, 1]
+    x1, y1, x2, y2 = (column[:, None] for column in ops.unstack(boxes, 4, axis=-1))
+    box, place = ops.nonzero((x > x1) & (y > y1) & (x < x2) & (y < y2))
+    points_inside, boxes_around = ops.take(points, place, axis=0), ops.take(boxes, box, axis=0)
+    least, greatest = ops.unstack(ops.take(ranges, place, axis=0), 2, axis=-1)
+    before, behind = points_inside[:, :2] - boxes_around[:, :2], boxes_around[:, 2:] - points_inside[:, :2]
+    furthest = ops.max(ops.maximum(before, behind), axis=-1, initial=0.0)  # initial: also when there is no pair
+    serves = (furthest >= least) & (furthest <= greatest)
+    if radius:
+        from_centre = ops.abs(before - behind) / 2
+        if shape == "square":
+            from_centre = ops.max(from_centre, axis=-1, initial=0.0)
+        else:
+            from_centre = ops.sqrt(ops.sum(from_centre * from_centre, axis=-1))
+        serves = serves & (from_centre < radius * points_inside[:, 2])
+    if crowd is not None:
+        serves = serves | (ops.take(owners, box) == IGNORED)
+    ranks = ops.where(serves, ops.cast(box, "int32") + 1, 0)
+    best = ops.maximum(ops.segment_max(ranks, place, num_segments=ops.shape(points)[0]), 0)
+    return ops.take(ops.pad(owners, [[1, 0]], constant_values=NEGATIVE), best)
+
+
 def _first_best(overlaps):
     """overlaps [M, N] -> int32 [N], the first row with the greatest value; 0 when there is no row.
 

@@ -9,6 +9,36 @@ def smooth_l1(target, prediction, beta=1.0):
     return ops.where(distance < beta, 0.5 * distance * distance / beta, distance - 0.5 * beta)
 
 
+def iou_loss(target, prediction):
+    """-log IoU of two boxes that hold one point, given as its distances to their sides: [..., 4] twice -> [...].
+
+    Left, top, right, bottom, none of them negative (UnitBox's loss; FCOS, eq. 2). The released code (tianzhi0549/FCOS,
+    layers/iou_loss.py) adds 1 to intersection and union, and so does this: in pixels it does little, in strides much.
+    """
+    intersection, union, _ = _areas_around_a_point(target, prediction)
+    return -ops.log((intersection + 1) / (union + 1))
+
+
+def giou_loss(target, prediction):
+    """1 - generalised IoU (Rezatofighi et al. 2019), otherwise as `iou_loss`; the 1 is added in the IoU alone."""
+    intersection, union, enclosing = _areas_around_a_point(target, prediction)
+    enclosing = enclosing + 1e-7
+    return 1 - (intersection + 1) / (union + 1) + (enclosing - union) / enclosing
+
+
+def _areas_around_a_point(target, prediction):
+    """Areas of the intersection, of the union and of the smallest box around both."""
+    target, prediction = ops.cast(target, "float32"), ops.cast(prediction, "float32")
+    both, either = ops.minimum(target, prediction), ops.maximum(target, prediction)
+    intersection = _area(both)
+    return intersection, _area(target) + _area(prediction) - intersection, _area(either)
+
+
+def _area(distances):
+    left, top, right, bottom = ops.unstack(distances, 4, axis=-1)
+    return (left + right) * (top + bottom)
+
+
 def softmax_cross_entropy(labels, logits):
     """-log softmax(logits)[label]: labels int [...], logits [..., C] -> float32 [...]."""
     logits = ops.cast(logits, "float32")

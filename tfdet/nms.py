@@ -5,6 +5,7 @@ Order is by falling score, and by rising index among equals. TensorFlow's own ke
 """
 
 import tensorflow as tf
+from keras import ops
 
 
 def nms(boxes, scores, iou_threshold, max_outputs=None):
@@ -72,6 +73,25 @@ def soft_merge(detections, max_detections, sigma=0.5):
 
     boxes, scores, labels = tf.map_fn(merge, columns, fn_output_signature=(tf.float32, tf.float32, tf.int32))
     return padded(boxes, scores, labels, scores > 0)
+
+
+def best_pairs(scores, count):
+    """Of one level of a pyramid the best pairs of place (anchor or point) and class: all that NMS looks at.
+
+    Args:
+        scores: [B, N, C], of any scale that grows with the score.
+        count: of the pairs; more where several are as good as the last.
+    Returns:
+        int [B, K], the places in which they are, K = min(count, N), and the scores of all their classes [B, K, C]; what
+        is not among the best pairs is -inf.
+    """
+    # The best K pairs are among the classes of those K places whose best class is best.
+    kept = ops.minimum(count, ops.shape(scores)[1])
+    _, places = ops.top_k(ops.max(scores, axis=-1), kept)
+    scores = ops.take_along_axis(scores, places[..., None], axis=1)
+    pairs = ops.reshape(scores, (-1, kept * scores.shape[-1]))
+    last = ops.top_k(pairs, ops.minimum(count, ops.shape(pairs)[1]))[0][:, -1]
+    return places, ops.where(scores >= last[:, None, None], scores, float("-inf"))
 
 
 def multiclass_nms(boxes, scores, iou_threshold, score_threshold, pre_nms, max_detections):

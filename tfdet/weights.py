@@ -76,7 +76,8 @@ def load_torch(pairs, state, source, ignore=()):
 
     Args:
         pairs: list of (built Keras layer, name of the PyTorch module). The layer's class tells how the axes are moved:
-            Conv2D OIHW -> HWIO, DepthwiseConv2D C1HW -> HWC1, Dense [out, in] -> [in, out], BatchNormalization as is.
+            Conv2D OIHW -> HWIO, DepthwiseConv2D C1HW -> HWC1, Dense [out, in] -> [in, out], BatchNormalization and
+            GroupNormalization as they are.
         state: dict from name to array, as `read_state_dict` gives it.
         source: the file's name, for the error.
         ignore: prefix, or tuple of prefixes, of the names that may be left unused.
@@ -122,6 +123,8 @@ def _torch_tensors(layer):
         names = [(layer.gamma, "weight"), (layer.beta, "bias")]
         names += [(layer.moving_mean, "running_mean"), (layer.moving_variance, "running_var")]
         return [(variable, name, None) for variable, name in names]
+    if isinstance(layer, keras.layers.GroupNormalization):
+        return [(layer.gamma, "weight", None), (layer.beta, "bias", None)]
     axes = {keras.layers.Conv2D: (2, 3, 1, 0), keras.layers.DepthwiseConv2D: (2, 3, 0, 1), keras.layers.Dense: (1, 0)}
     if type(layer) not in axes:
         raise TypeError(f"load_torch does not know the layout of {type(layer).__name__} ({layer.name})")

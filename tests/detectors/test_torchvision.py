@@ -1,4 +1,4 @@
-"""Faster R-CNN and RetinaNet give the outputs of torchvision's networks when they are given their weights.
+"""Faster R-CNN, RetinaNet and FCOS give the outputs of torchvision's networks when they are given their weights.
 
 The numbers were printed by torchvision 0.28 with the weights that `state_dict` makes; nothing here needs torch.
 """
@@ -11,14 +11,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from tfdet import boxes
-from tfdet.detectors.torchvision import faster_rcnn_torchvision, retinanet_torchvision
+from tfdet.detectors.torchvision import faster_rcnn_torchvision, fcos_torchvision, retinanet_torchvision
 from tfdet.errors import WeightsError
 
 NUM_LOGITS = 4
 SHORT, LONG = 128, 203
 # Batch normalisation's: 1e-5 in what torchvision builds, and 0 for its published COCO weights. (Of its RetinaNet it was
 # asked for 100 detections, not 300.)
-EPSILON = {"faster_rcnn": 1e-5, "retinanet": 0.0}
+EPSILON = {"faster_rcnn": 1e-5, "retinanet": 0.0, "fcos": 1e-5}
 # Boxes for the second stage, two for each level from P2 to P5. Some reach beyond the image of 121 x 203 pixels.
 REGIONS = [(9, 20, 31, 38), (0, 0, 100, 100), (60, 5, 200, 120), (1.5, 0, 213, 128)]
 REGIONS += [(-40, -90, 210, 160), (0, 0, 300, 300), (-200, -200, 300, 280), (-50, -50, 613, 700)]
@@ -62,22 +62,37 @@ def shapes(detector):
         layer("roi_heads.box_head.fc7", 1024, 1024)
         layer("roi_heads.box_predictor.cls_score", NUM_LOGITS, 1024)
         layer("roi_heads.box_predictor.bbox_pred", NUM_LOGITS * 4, 1024)
-    else:
-        for level in ("p6", "p7"):
-            layer(f"backbone.fpn.extra_blocks.{level}", 256, 256, 3, 3)
-        for kind in ("classification", "regression"):
-            for i in range(4):
+        return shapes
+    for level in ("p6", "p7"):
+        layer(f"backbone.fpn.extra_blocks.{level}", 256, 256, 3, 3)
+    for kind in ("classification", "regression"):
+        for i in range(4):
+            if detector == "retinanet":
                 layer(f"head.{kind}_head.conv.{i}.0", 256, 256, 3, 3)
-        layer("head.classification_head.cls_logits", 9 * NUM_LOGITS, 256, 3, 3)
-        layer("head.regression_head.bbox_reg", 36, 256, 3, 3)
+            else:  # convolution, normalisation and activation are counted alike
+                layer(f"head.{kind}_head.conv.{3 * i}", 256, 256, 3, 3)
+                layer(f"head.{kind}_head.conv.{3 * i + 1}", 256)
+    anchors = 9 if detector == "retinanet" else 1
+    layer("head.classification_head.cls_logits", anchors * NUM_LOGITS, 256, 3, 3)
+    layer("head.regression_head.bbox_reg", anchors * 4, 256, 3, 3)
+    if detector == "fcos":
+        layer("head.regression_head.bbox_ctrness", 1, 256, 3, 3)
     return shapes
 
 
 # Of the layers that give logits and deltas: how far the answers spread, and how much likelier some classes are. It
 # makes some dozens of detections, and many more that NMS takes away.
-SPREAD = {"cls_logits": 5.0, "cls_score": 5.0, "bbox_pred": 0.3, "bbox_reg": 0.3}
-LIKELY = {"head.classification_head.cls_logits.bias": (-11.4, -9.4, -11.4, -12.4) * 9}
-LIKELY["roi_heads.box_predictor.cls_score.bias"] = (9.5, 0, -1.5, 11)
+SPREAD = {
+    "faster_rcnn": {"cls_logits": 5.0, "cls_score": 5.0, "bbox_pred": 0.3},
+    "retinanet": {"cls_logits": 5.0, "bbox_reg": 0.3},
+    "fcos": {"cls_logits": 5.0, "bbox_reg": 2.0, "bbox_ctrness": 3.0},
+}
+LIKELY = {
+    ("retinanet", "head.classification_head.cls_logits.bias"): (-11.4, -9.4, -11.4, -12.4) * 9,
+    ("faster_rcnn", "roi_heads.box_predictor.cls_score.bias"): (9.5, 0, -1.5, 11),
+    ("fcos", "head.classification_head.cls_logits.bias"): (-5.0, -6.4, -4.2, -5.8),
+    ("fcos", "head.regression_head.bbox_reg.bias"): 4.0,  # strides
+}
 
 
 @functools.cache
@@ -90,17 +105,20 @@ def state_dict(detector):
         values = np.resize(np.roll(noise, -start), size).reshape(shape)
         start = (start + size + 7919) % len(noise)
         module, part = name.split(".")[-2:]
-        if module in SPREAD and part == "weight":
+        spread = SPREAD[detector].get(module)
+        if spread and part == "weight":
             # What all inputs have in common would make the same class win everywhere.
-            values = (values - values.mean(axis=1, keepdims=True)) * SPREAD[module] / np.prod(shape[1:]) ** 0.5
+            values = (values - values.mean(axis=1, keepdims=True)) * spread / np.prod(shape[1:]) ** 0.5
         elif len(shape) > 1:
             values = values * 1.4 / np.prod(shape[1:]) ** 0.5
         elif part == "running_var":
             values = 0.01 + np.abs(values) / 1000  # so small that epsilon matters
+        elif part == "weight" and name.startswith("head."):
+            values = 1 + values / 10
         elif part == "weight":
             values = 0.05 + values / 100
         else:
-            values = values / 10 + LIKELY.get(name, 0)
+            values = values / 10 + LIKELY.get((detector, name), 0)
         state[name] = values.astype("float32")
     return state
 
@@ -166,6 +184,34 @@ SUMMARIES = {
         (72.0, 106.847, -7.76067, -91.0, 144.0, 176.0, 208.0, 240.0),
         (58.0, 188.848, -20.555, -181.0, 287.0, 287.0, 351.0, 351.0),
         (28.0, 363.745, -204.114, -362.0, -322.0, 574.0, -322.0, 574.0),
+    ],
+    ("fcos", "class_logits"): [
+        (-5.14834, 1.73108, 0.169168, -8.02473, -5.50247, -6.86359, -7.56101, -8.13167),
+        (-6.14946, 2.1363, -0.57175, -5.59785, -5.43224, -6.30227, -7.52191, -9.36139),
+        (-6.68564, 2.26561, -0.28254, -7.24832, -4.49423, -4.62192, -4.85536, -7.39328),
+        (-7.11939, 2.22964, -1.53616, -6.64098, -5.73302, -4.19516, -8.16885, -11.0794),
+        (-5.98991, 1.236, -4.09488, -5.48209, -6.69993, -4.39662, -6.78562, -8.51967),
+    ],
+    ("fcos", "distances"): [
+        (3.81773, 1.37491, -0.172613, 3.8776, 4.51349, 4.70367, 4.65232, 3.09595),
+        (4.15259, 1.36198, 0.30411, 3.98266, 3.03907, 3.42865, 3.12116, 3.77292),
+        (4.12326, 1.04432, 0.0756242, 4.9267, 4.81926, 3.51176, 2.8948, 3.10189),
+        (4.19642, 1.06311, -0.168622, 4.66557, 4.09453, 4.98223, 2.91363, 3.87339),
+        (3.9757, 0.695643, 2.50463, 4.42927, 2.71195, 3.34762, 4.81142, 4.13371),
+    ],
+    ("fcos", "centerness_logits"): [
+        (1.17198, 1.293, -0.50855, -3.43757, 0.625662, 1.36698, 0.695639, 0.0916705),
+        (0.985713, 1.24562, -0.0809868, 0.477854, 0.753328, 2.12025, 2.38227, 3.56706),
+        (0.244421, 1.42569, 0.0257481, -0.600173, -0.492386, -0.724048, -0.319784, 1.8742),
+        (-0.226481, 1.07116, -0.155275, -2.12487, 0.932738, -0.779594, 0.484986, 0.50333),
+        (-0.795223, 0.706598, -1.09581, -1.50182, -1.50182, -1.50182, -1.50182, -0.0886243),
+    ],
+    ("fcos", "points"): [
+        (58.6667, 59.2696, -1.02926, 0.0, 8.0, 8.0, 8.0, 8.0),
+        (58.6667, 55.9365, 7.45171, 0.0, 16.0, 16.0, 16.0, 16.0),
+        (58.6667, 50.3146, 11.7849, 0.0, 32.0, 32.0, 32.0, 32.0),
+        (60.0, 45.8984, -40.7965, 0.0, 64.0, 64.0, 64.0, 64.0),
+        (61.3333, 61.5648, -52.1893, 0.0, 0.0, 128.0, 112.0, 128.0),
     ],
 }
 # Of the second image, ten of its proposals, best first; and what the second stage says of REGIONS.
@@ -368,10 +414,40 @@ DETECTIONS = {
             (28.1814, 15.5811, 52.1957, 43.2951, 0.0564057, 3),
         ],
     ),
+    ("fcos", 0): (
+        48,
+        [
+            (63.7033, 0.0, 105.054, 54.6154, 0.614079, 3),
+            (0.0, 63.7318, 29.7159, 128, 0.481132, 2),
+            (0.0, 47.2243, 44.3081, 128, 0.371887, 3),
+            (57.5008, 3.14899, 91.4036, 79.9262, 0.338048, 1),
+            (54.5975, 34.0657, 82.048, 103.285, 0.296961, 3),
+            (15.7028, 48.3323, 52.8992, 116.144, 0.258514, 3),
+            (0.0, 12.4457, 23.3514, 80.2953, 0.238862, 0),
+            (5.82731, 38.6971, 57.2777, 106.498, 0.228988, 3),
+            (70.5658, 35.2119, 104.578, 103.988, 0.214667, 3),
+            (0.0, 47.2243, 44.3081, 128, 0.20122, 0),
+        ],
+    ),
+    ("fcos", 1): (
+        97,
+        [
+            (69.4418, 38.857, 117.18, 90, 0.753501, 3),
+            (106.098, 0.0, 136.581, 41.4447, 0.411764, 3),
+            (74.7522, 8.64988, 97.4059, 61.6706, 0.339737, 0),
+            (117.002, 40.5107, 150, 90, 0.317797, 0),
+            (13.8008, 0.0, 150, 90, 0.289251, 3),
+            (34.1653, 43.5008, 76.7951, 90, 0.27099, 3),
+            (41.8806, 0.0, 61.9617, 45.981, 0.246878, 3),
+            (81.3934, 12.5748, 105.901, 67.5091, 0.227017, 3),
+            (89.9622, 33.8936, 117.069, 90, 0.213475, 0),
+            (105.054, 67.8414, 140.842, 90, 0.200332, 0),
+        ],
+    ),
 }
 
 
-BUILD = {"faster_rcnn": faster_rcnn_torchvision, "retinanet": retinanet_torchvision}
+BUILD = {"faster_rcnn": faster_rcnn_torchvision, "retinanet": retinanet_torchvision, "fcos": fcos_torchvision}
 DETECTORS = list(BUILD)
 
 
@@ -409,7 +485,7 @@ def test_every_level_answers_as_torchvisions(name, model, outputs):
             for given, expected in zip(outputs[output], levels, strict=True):
                 assert np.max(np.abs(summary(given) - np.array(expected))) < 1e-4 * np.max(np.abs(given)), output
                 compared += 1
-    assert compared == 15
+    assert compared == {"faster_rcnn": 15, "retinanet": 15, "fcos": 20}[name]
 
 
 @faster_rcnn_only
@@ -445,7 +521,7 @@ def test_detections_are_torchvisions(name, model, number):
 
 
 def test_logits_without_a_name_are_called_unused(name, model):
-    assert model.class_names == ("unused 0",) * (name == "retinanet") + ("cat", "unused 2", "dog")
+    assert model.class_names == ("unused 0",) * (name != "faster_rcnn") + ("cat", "unused 2", "dog")
 
 
 def older(key):
@@ -457,7 +533,7 @@ def older(key):
 
 def test_the_names_of_older_files_will_do(name, model, tmp_path):
     state = {older(key): value for key, value in state_dict(name).items()}
-    assert len(state.keys() - shapes(name).keys()) == {"faster_rcnn": 18, "retinanet": 28}[name]
+    assert len(state.keys() - shapes(name).keys()) == {"faster_rcnn": 18, "retinanet": 28, "fcos": 12}[name]
     loaded = load(name, state, tmp_path)
     for weight, expected in zip(loaded.weights, model.weights, strict=True):
         np.testing.assert_array_equal(weight, expected, err_msg=weight.path)
@@ -468,6 +544,7 @@ def test_the_names_of_older_files_will_do(name, model, tmp_path):
     [
         ("faster_rcnn", r"fasterrcnn_resnet50_fpn: it has no roi_heads\.box_predictor\.cls_score\.bias"),
         ("retinanet", r"retinanet_resnet50_fpn: it has no head\.classification_head\.cls_logits\.bias"),
+        ("fcos", r"fcos_resnet50_fpn: it has no head\.classification_head\.cls_logits\.bias"),
     ],
 )
 def test_a_file_of_something_else_is_refused(tmp_path, name, message):

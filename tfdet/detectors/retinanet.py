@@ -16,7 +16,7 @@ from keras import ops
 
 from tfdet import assigners, backbones, losses, nms
 from tfdet import boxes as box_ops
-from tfdet.anchors import AnchorGenerator, AnchorPyramid
+from tfdet.anchors import AnchorGenerator, AnchorPyramid, per_anchor
 from tfdet.assigners import IGNORED
 from tfdet.coders import DeltaXYWH
 from tfdet.data.transforms import RandomShortSide
@@ -55,21 +55,14 @@ class RetinaNetHead(keras.layers.Layer):
 
     def call(self, levels):
         """Levels [B, H, W, channels] -> (class logits, box deltas), each with one [B, H * W * A, C or 4] a level."""
-        return (
-            tuple(_flat(self._run(self.class_tower, self.class_conv, level), self.num_classes) for level in levels),
-            tuple(_flat(self._run(self.box_tower, self.box_conv, level), 4) for level in levels),
-        )
+        logits = [self._run(self.class_tower, self.class_conv, level) for level in levels]
+        deltas = [self._run(self.box_tower, self.box_conv, level) for level in levels]
+        return tuple(per_anchor(x, self.num_classes) for x in logits), tuple(per_anchor(x, 4) for x in deltas)
 
     def _run(self, tower, last, x):
         for convolution in tower:
             x = convolution(x)
         return last(x)
-
-
-def _flat(x, channels):
-    # Raw outputs leave in float32 also under mixed precision.
-    _, height, width, depth = ops.shape(x)
-    return ops.cast(ops.reshape(x, (-1, height * width * (depth // channels), channels)), "float32")
 
 
 class RetinaNetTargetEncoder:
@@ -150,15 +143,9 @@ class RetinaNetDecoder:
 
     def _candidates(self, logits, deltas, anchors):
         """Boxes [B, K, 4] and scores [B, K, C] of a level's best anchors; all but its best K scores are 0."""
-        # The best K pairs of anchor and class are among the classes of those K anchors whose best class is best.
-        count = ops.minimum(self.pre_nms, ops.shape(logits)[1])
-        _, best = ops.top_k(ops.max(logits, axis=-1), count)
-        logits = ops.take_along_axis(logits, best[..., None], axis=1)
+        best, logits = nms.best_pairs(logits, self.pre_nms)
         deltas = ops.take_along_axis(deltas, best[..., None], axis=1)
-        pairs = ops.reshape(logits, (-1, count * logits.shape[-1]))
-        last = ops.top_k(pairs, ops.minimum(self.pre_nms, ops.shape(pairs)[1]))[0][:, -1]
-        scores = ops.where(logits >= last[:, None, None], ops.sigmoid(logits), 0.0)
-        return self.coder.decode(ops.take(anchors, best, axis=0), deltas), scores
+        return self.coder.decode(ops.take(anchors, best, axis=0), deltas), ops.sigmoid(logits)
 
 
 @keras.saving.register_keras_serializable("tfdet")

@@ -8,6 +8,7 @@ from tfdet import backbones
 from tfdet.anchors import AnchorGenerator
 from tfdet.backbones.resnet import torch_names
 from tfdet.detectors.faster_rcnn import FasterRCNN
+from tfdet.detectors.fcos import FCOS
 from tfdet.detectors.retinanet import RetinaNet
 from tfdet.errors import WeightsError
 from tfdet.weights import load_torch, read_state_dict
@@ -23,7 +24,8 @@ def faster_rcnn_torchvision(path, class_names=None, short_sides=(800,), long_sid
         class_names: {logit: name}, the background being logit 0.
         short_sides, long_side: torchvision's min_size and max_size. Training draws one of the short sides for each
             image, prediction takes the last.
-        epsilon: of batch normalisation; torchvision sets it to 0 for its published COCO weights.
+        epsilon: of batch normalisation; torchvision sets it to 0 for the published COCO weights of this
+            and of RetinaNet.
     Raises:
         WeightsError: the file cannot be read or does not fit.
     """
@@ -88,6 +90,37 @@ def retinanet_torchvision(path, class_names=None, short_sides=(800,), long_side=
         old = f"head.{kind}.conv.6.weight" in state  # convolutions and activations were counted alike
         names = [f"head.{kind}.conv.{2 * i}" if old else f"head.{kind}.conv.{i}.0" for i in range(4)]
         pairs += [*zip(tower, names, strict=True), (last, f"head.{kind}.{name}")]
+    return _load(model, pairs, state, path, epsilon)
+
+
+def fcos_torchvision(path, class_names=None, short_sides=(800,), long_side=1333, epsilon=1e-5):
+    """FCOS with the weights of torchvision's `fcos_resnet50_fpn`; arguments as `faster_rcnn_torchvision`.
+
+    It is the improved FCOS without a scale for each level. Locations lie in the corners of their cells, and detections
+    need a score of 0.2. There is no background: logit 0 is a class like the others (in the published weights one that
+    names nothing). The epsilon of its published weights is 1e-5.
+    """
+    state = read_state_dict(path)
+    bias = _last_bias(state, "head.classification_head.cls_logits.bias", path, "fcos_resnet50_fpn")
+    model = FCOS(
+        backbones.resnet50(norm="frozen"),
+        _names(class_names, range(len(bias))),
+        short_sides,
+        long_side,
+        improved=True,
+        offset=0.0,
+        fitted=True,
+        thresholds=(0.0, 0.2),
+        name="fcos",
+    )
+    head, (classes, boxes) = model.head, ("head.classification_head.", "head.regression_head.")
+    pairs = [
+        (head.class_conv, f"{classes}cls_logits"),
+        (head.box_conv, f"{boxes}bbox_reg"),
+        (head.centerness_conv, f"{boxes}bbox_ctrness"),
+    ]
+    for tower, kind in ((head.class_tower, classes), (head.box_tower, boxes)):
+        pairs += [(layer, f"{kind}conv.{i}") for i, layer in enumerate(tower) if layer.weights]
     return _load(model, pairs, state, path, epsilon)
 
 

@@ -1,4 +1,4 @@
-"""Both recipes at once: they differ in the detector, and in little else."""
+"""Three recipes at once: they differ in the detector, and in little else."""
 
 import csv
 import dataclasses
@@ -13,10 +13,11 @@ from PIL import Image
 import tfdet
 from tfdet import commandline, runs, serving, training
 from tfdet.data.shapes import CLASS_NAMES, draw_example
-from tfdet.recipes import faster_rcnn, retinanet
+from tfdet.recipes import faster_rcnn, fcos, retinanet
 
-RECIPES = {"faster_rcnn": faster_rcnn, "retinanet": retinanet}
+RECIPES = {"faster_rcnn": faster_rcnn, "retinanet": retinanet, "fcos": fcos}
 PARTS = {"faster_rcnn": ("rpn_class", "rpn_box", "class", "box"), "retinanet": ("class", "box")}
+PARTS["fcos"] = ("class", "box", "centerness")
 
 
 @pytest.fixture(scope="module", params=RECIPES)
@@ -36,6 +37,7 @@ PHOTOGRAPHS |= {"short_sides": (224, 256, 288), "long_side": 480, "batch_size": 
 # detectron2's schedule "1x": 90,000 steps of 16 images, a tenth of the rate after 60,000 and 80,000.
 PAPER = {"backbone": "resnet50", "backbone_weights": "imagenet", "steps": 90_000, "drops": (60_000, 80_000)}
 PAPER |= {"short_sides": (640, 672, 704, 736, 768, 800), "long_side": 1333, "batch_size": 16, "warmup_steps": 1000}
+FCOS_PAPER = {**PAPER, "short_sides": (800,), "warmup_steps": 500}  # tianzhi0549/FCOS, fcos_R_50_FPN_1x.yaml
 
 
 @pytest.mark.parametrize(
@@ -43,12 +45,13 @@ PAPER |= {"short_sides": (640, 672, 704, 736, 768, 800), "long_side": 1333, "bat
 )
 def test_what_is_not_given_follows_from_the_data(name, recipe, data, expected):
     settings = recipe.resolve(recipe.Settings(data=data))
+    expected = FCOS_PAPER if (name, expected) == ("fcos", PAPER) else expected
     assert {key: getattr(settings, key) for key in expected} == expected
-    rates = {"faster_rcnn": ("sgd", 0.02), "retinanet": ("sgd", 0.01)}  # RetinaNet's few steps are Adam's
-    if expected is PAPER:
-        assert (settings.optimizer, settings.learning_rate) == rates[name]
+    if expected in (PAPER, FCOS_PAPER):
+        rate = {"faster_rcnn": 0.02, "retinanet": 0.01, "fcos": 0.01}[name]
+        assert (settings.optimizer, settings.learning_rate) == ("sgd", rate)
     else:
-        assert settings.optimizer == {"faster_rcnn": "sgd", "retinanet": "adam"}[name]
+        assert settings.optimizer == ("sgd" if name == "faster_rcnn" else "adam")
     assert settings.weight_decay == 1e-4
     assert (settings.steps is None) != (settings.epochs is None)
     optional = {"config", "output", "resume", "test_split", "steps", "epochs", "weights"}
@@ -130,6 +133,7 @@ BUILDERS = {
     ("faster_rcnn", "vgg16"): "faster_rcnn_vgg16",  # the original, on one map
     ("faster_rcnn", "resnet18"): "faster_rcnn_fpn",
     ("retinanet", "resnet18"): "retinanet",
+    ("fcos", "resnet18"): "fcos",
 }
 
 
@@ -145,8 +149,16 @@ def test_which_detector_is_built(monkeypatch, make_dataset, recipe, backbone, fu
     )
     model = RECIPES[recipe].build(settings, make_dataset())
     backbone = () if function == "faster_rcnn_vgg16" else (backbone,)
-    assert asked == [(function, ("red", "blue"), *backbone, None if weights == "none" else weights, (64, 96), 128)]
+    given = None if weights == "none" else weights, (64, 96), 128, *((False,) if function == "fcos" else ())
+    assert asked == [(function, ("red", "blue"), *backbone, *given)]
     assert (model.optimizer.momentum, float(model.optimizer.learning_rate)) == (0.9, 0.5)
+
+
+def test_fcos_can_be_the_improved_one(make_dataset, monkeypatch):
+    asked = []
+    monkeypatch.setattr(fcos, "fcos", lambda *all: asked.append(all) or tiny())
+    fcos.build(fcos.resolve(commandline.parse(fcos.Settings, ["--improved"])), make_dataset())
+    assert asked == [(("red", "blue"), "resnet_slim", None, (192, 224, 256), 400, True)]
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +212,7 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(run, recipe, tmp_path
     assert (run / "history.csv").read_bytes() == (cut / "history.csv").read_bytes()
 
 
-LOADERS = {"faster_rcnn": "faster_rcnn_torchvision", "retinanet": "retinanet_torchvision"}
+LOADERS = {name: f"{name}_torchvision" for name in RECIPES}
 
 
 def test_published_weights_are_evaluated_without_training(name, recipe, table, tmp_path, monkeypatch):
