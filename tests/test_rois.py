@@ -351,3 +351,22 @@ def test_saved_model_with_its_gradient(tmp_path):
     loaded = result_and_gradient(tf.saved_model.load(tmp_path).pool)
     for found, expected in zip(loaded, result_and_gradient(module.pool), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("count", "wrap"), [(1, lambda f: f), (3, lambda f: f), (0, tf.function), (1, tf.function), (3, tf.function)]
+)
+def test_image_by_image_is_the_function_of_the_batch(count, wrap):
+    sizes = []
+
+    def function(levels, boxes):
+        sizes.append(levels["P2"].shape[0])
+        return {"sum": levels["P2"] + boxes, "product": levels["P2"] * boxes}
+
+    levels, boxes = {"P2": np.random.default_rng(0).random((count, 2, 5), "float32")}, np.float32([[[2.0] * 5]] * count)
+    boxes = boxes.reshape(count, 1, 5)
+    shapes = {"sum": (2, 5), "product": (None, 5)}
+    found = wrap(lambda *batch: rois.image_by_image(function, batch, shapes))(levels, boxes)
+    np.testing.assert_array_equal(found["sum"], levels["P2"] + 2)
+    np.testing.assert_array_equal(found["product"], levels["P2"] * 2)
+    assert set(sizes) <= {1}  # never more than one image at a time

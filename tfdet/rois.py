@@ -67,6 +67,25 @@ def multilevel_roi_align(pyramid, boxes, output_size, sampling_ratio, aligned, m
     return _align(maps, strides, level, boxes, output_size, sampling_ratio, aligned)
 
 
+def image_by_image(function, batch, shapes):
+    """function(*batch) of one image after the other, where all at once would take much memory.
+
+    Args:
+        function: tensors [1, ...] -> {name: float32 [1, *shapes[name]]}.
+        batch: its arguments, tensors [B, ...] or structures of them; B = 0 is legal in a graph.
+        shapes: {name: shape}, None for a side that only the graph knows.
+    Returns:
+        {name: float32 [B, *shapes[name]]}.
+    """
+
+    def of_one(image):
+        answers = function(*tf.nest.map_structure(lambda part: part[None], image))
+        return {name: answer[0] for name, answer in answers.items()}
+
+    signature = {name: tf.TensorSpec(shape, tf.float32) for name, shape in shapes.items()}
+    return tf.map_fn(of_one, batch, fn_output_signature=signature, parallel_iterations=1)
+
+
 def _align(maps, strides, level, boxes, bins, sampling_ratio, aligned):
     """RoIAlign of boxes [B, R, 4], each in maps[level], level int32 [B, R]; `maps` differ in height and width only."""
     maps = [tf.convert_to_tensor(features) for features in maps]

@@ -13,7 +13,6 @@ most a quarter of them positives. The rules are `assigners.max_iou` and `sampler
 """
 
 import keras
-import tensorflow as tf
 from keras import ops
 
 from tfdet import assigners, backbones, losses, nms, rois
@@ -332,7 +331,7 @@ class FasterRCNN(Detector):
         proposals = self.proposals(logits, deltas, anchors, sizes, training)
         outputs = {"objectness": logits, "rpn_deltas": deltas, "proposals": proposals, "sizes": sizes, "levels": levels}
         # In training the second stage looks at what `region_targets` draws, once the objects are known.
-        return outputs if training else {**outputs, **self.second_stage_one_by_one(levels, proposals)}
+        return outputs if training else {**outputs, **self.second_stage_image_by_image(levels, proposals)}
 
     def second_stage(self, levels, regions, training=False):
         """Pyramid and boxes [B, R, 4] -> {"class_logits", "box_deltas"} of BoxHead."""
@@ -341,17 +340,10 @@ class FasterRCNN(Detector):
         parts = rois.multilevel_roi_align(levels, regions, 7, 2, False, finest, coarsest)
         return self.box_head(parts, training=training)
 
-    def second_stage_one_by_one(self, levels, regions):
-        """The same image by image: no slower on a CPU, and the regions of one image are 50 MB."""
-
-        def of_one(image):
-            levels, regions = keras.tree.map_structure(lambda part: part[None], image)
-            return keras.tree.map_structure(lambda part: part[0], self.second_stage(levels, regions))
-
-        classes = tf.TensorSpec((None, self.num_classes + 1), tf.float32)
-        deltas = tf.TensorSpec((None, self.num_classes, 4), tf.float32)
-        signature = {"class_logits": classes, "box_deltas": deltas}
-        return tf.map_fn(of_one, (levels, regions), fn_output_signature=signature, parallel_iterations=1)
+    def second_stage_image_by_image(self, levels, regions):
+        """The same, no slower on a CPU, in less memory: the regions of one image are 50 MB."""
+        shapes = {"class_logits": (None, self.num_classes + 1), "box_deltas": (None, self.num_classes, 4)}
+        return rois.image_by_image(self.second_stage, (levels, regions), shapes)
 
     wants_crowds = True
 
