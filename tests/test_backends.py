@@ -18,8 +18,14 @@ from tfdet.data.images import load_image
 
 ROOT = Path(tfdet.__file__).parents[1]
 # Where TensorFlow is the point; all else that a detector is made of leaves it to Keras.
-OF_TENSORFLOW = ("data", "deformable", "distribution", "nms", "resizers", "rois")
-OF_TENSORFLOW = tuple(f"tfdet.{name}" for name in OF_TENSORFLOW)
+OF_TENSORFLOW = (
+    "tfdet.data",
+    "tfdet.deformable",
+    "tfdet.distribution",
+    "tfdet.nms",
+    "tfdet.resizers",
+    "tfdet.rois",
+)
 
 TALL = (330, 210, [(20, 30, 110, 140), (90, 180, 190, 300)], [0, 1])  # height, width, boxes, labels
 EMPTY = (200, 260, [], [])

@@ -27,16 +27,6 @@ class Row(NamedTuple):
     steps: int = 60
 
 
-def one_map():
-    """resnet_slim, whose maps are added up from the coarsest to the finest: "stack1" of stride 4."""
-    backbone = tfdet.backbones.resnet_slim()
-    sum_ = None
-    for level in ("C5", "C4", "C3", "C2"):
-        x = keras.layers.Conv2D(64, 1)(backbone.output[level])
-        sum_ = x if sum_ is None else x + keras.layers.UpSampling2D()(sum_)
-    return keras.Model(backbone.input, {"stack1": keras.layers.ReLU()(sum_)})
-
-
 DETECTORS = [
     Row("ssd300", lambda class_names: tfdet.ssd300(class_names, backbone="vgg_slim")),
     Row("retinanet", lambda class_names: tfdet.retinanet(class_names, "resnet_slim", None, (160,), 256), steps=120),
@@ -46,7 +36,7 @@ DETECTORS = [
         lambda class_names: tfdet.faster_rcnn_fpn(class_names, "resnet_slim", None, (160,), 256),
         steps=120,
     ),
-    Row("centernet", lambda class_names: tfdet.centernet(class_names, one_map(), side=256), steps=120),
+    Row("centernet", lambda class_names: tfdet.centernet(class_names, "resnet_slim_up", side=256), steps=120),
 ]
 
 TALL = (330, 210, [(20, 30, 110, 140), (90, 180, 190, 300)], [0, 1])  # height, width, boxes, labels

@@ -6,7 +6,7 @@ rows and columns take part independently: the weight of the pixel in row i and c
 all boxes are one product of a sparse matrix, a row for each bin, with the table of all pixels; its transpose gives the
 gradient. Boxes of several levels and images differ only in where in the table their pixels are.
 
-The product is TensorFlow's: on all cores, and a pixel's channels are one run of memory. It has no XLA kernel.
+The product has no XLA kernel (see sparse.py).
 (`tf.image.crop_and_resize` is about as fast, but on a CPU its gradient loses sums when two threads meet in a pixel.)
 """
 
@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfdet import boxes as box_ops
+from tfdet import sparse
 
 
 def roi_levels(boxes, k0=4, canonical=224, min_level=2, max_level=5):
@@ -169,20 +170,9 @@ def _pick(values, index):
 
 @tf.custom_gradient  # TensorFlow's own would compute one for the matrix as well
 def _sparse_matmul(indices, values, shape, table):
-    """A sparse matrix [E, P], its entries in order of rows, times table [P, C]; has a gradient for the table only.
-
-    Both products make their matrix themselves: a SavedModel takes no gradient, and no branch of tf.cond, that is handed
-    one. Without rows it would kill the process (TensorFlow 2.21); then the result has none either.
-    """
-
-    def product(dense, transposed):
-        matrix = tf.raw_ops.SparseTensorToCSRSparseMatrix(indices=indices, values=values, dense_shape=shape)
-        if transposed:  # rather than transpose_a=True, for which every thread fills a table of its own
-            matrix = tf.raw_ops.SparseMatrixTranspose(input=matrix, type=values.dtype)
-        return tf.raw_ops.SparseMatrixMatMul(a=matrix, b=dense)
+    """`sparse.matmul` of a matrix [E, P] with table [P, C]; has a gradient for the table only."""
 
     def gradient(upstream):
-        of_table = tf.cond(shape[1] > 0, lambda: product(upstream, transposed=True), lambda: upstream[:0])
-        return None, None, None, of_table
+        return None, None, None, sparse.matmul(indices, values, shape, upstream, transposed=True)
 
-    return tf.cond(shape[0] > 0, lambda: product(table, transposed=False), lambda: table[:0]), gradient
+    return sparse.matmul(indices, values, shape, table), gradient

@@ -19,7 +19,9 @@ import keras
 import numpy as np
 import safetensors
 
+from .deformable import DeformableConv2D
 from .errors import WeightsError
+from .upsampling import DepthwiseConv2DTranspose
 
 
 def read_state_dict(path):
@@ -76,8 +78,8 @@ def load_torch(pairs, state, source, ignore=()):
 
     Args:
         pairs: list of (built Keras layer, name of the PyTorch module). The layer's class tells how the axes are moved:
-            Conv2D OIHW -> HWIO, DepthwiseConv2D C1HW -> HWC1, Dense [out, in] -> [in, out], BatchNormalization and
-            GroupNormalization as they are.
+            Conv2D OIHW -> HWIO, Conv2DTranspose IOHW -> HWOI, DepthwiseConv2D C1HW -> HWC1, those of tfdet alike,
+            Dense [out, in] -> [in, out], BatchNormalization and GroupNormalization as they are.
         state: dict from name to array, as `read_state_dict` gives it.
         source: the file's name, for the error.
         ignore: prefix, or tuple of prefixes, of the names that may be left unused.
@@ -125,11 +127,21 @@ def _torch_tensors(layer):
         return [(variable, name, None) for variable, name in names]
     if isinstance(layer, keras.layers.GroupNormalization):
         return [(layer.gamma, "weight", None), (layer.beta, "bias", None)]
-    axes = {keras.layers.Conv2D: (2, 3, 1, 0), keras.layers.DepthwiseConv2D: (2, 3, 0, 1), keras.layers.Dense: (1, 0)}
-    if type(layer) not in axes:
+    if type(layer) not in _TORCH_AXES:
         raise TypeError(f"load_torch does not know the layout of {type(layer).__name__} ({layer.name})")
     bias = [(layer.bias, "bias", None)] if layer.use_bias else []
-    return [(layer.kernel, "weight", axes[type(layer)]), *bias]
+    return [(layer.kernel, "weight", _TORCH_AXES[type(layer)]), *bias]
+
+
+# Where PyTorch has the axes of each layer's kernel
+_TORCH_AXES = {
+    keras.layers.Conv2D: (2, 3, 1, 0),
+    keras.layers.Conv2DTranspose: (2, 3, 1, 0),
+    DeformableConv2D: (2, 3, 1, 0),
+    keras.layers.DepthwiseConv2D: (2, 3, 0, 1),
+    DepthwiseConv2DTranspose: (2, 3, 0, 1),
+    keras.layers.Dense: (1, 0),
+}
 
 
 def _raise_if(problems, source, shown=5):

@@ -1,27 +1,38 @@
 """Backbones: keras.Models from RGB images, float32 [B, H, W, 3] in 0..255, to a dict of feature maps.
 
 The map "Cn" has stride 2^n: {"C3": [B, H/8, W/8, channels], "C4": [B, H/16, W/16, channels], ...}, finest first.
+Those of the keypoint detectors give maps of stride 4 only: {"stack1": [B, H/4, W/4, channels], ...}.
 """
 
 import keras
 
 from ..errors import TfdetError
+from .dla import dla34
+from .hourglass import hourglass104
 from .keras_models import from_keras, is_backbone
 from .mobilenet import mobilenet_v2
 from .resnet import resnet18, resnet34, resnet50, resnet101, resnet_slim
+from .resnet_up import resnet18_dcn, resnet18_up, resnet101_dcn, resnet101_up, resnet_slim_up
 from .slim import vgg_slim
 from .vgg import L2Normalization, vgg16, vgg16_fully_connected, vgg16_reduced
 
 __all__ = [
     "L2Normalization",
     "build",
+    "dla34",
     "from_keras",
+    "hourglass104",
     "mobilenet_v2",
     "resnet18",
+    "resnet18_dcn",
+    "resnet18_up",
     "resnet34",
     "resnet50",
     "resnet101",
+    "resnet101_dcn",
+    "resnet101_up",
     "resnet_slim",
+    "resnet_slim_up",
     "vgg16",
     "vgg16_fully_connected",
     "vgg16_reduced",
@@ -34,8 +45,9 @@ def build(backbone, weights=None):
 
     Args:
         backbone: "vgg16" (SSD's, `vgg16_reduced`), "mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101",
-            "vgg_slim", "resnet_slim"; or a Keras model: one whose outputs are named C2 .. C5 is taken as it is, one of
-            KerasHub or KerasCV goes through `from_keras`.
+            "vgg_slim", "resnet_slim"; for the keypoint detectors "dla34", "hourglass104", "resnet18_dcn",
+            "resnet101_dcn", "resnet18_up", "resnet101_up", "resnet_slim_up"; or a Keras model: one whose outputs are
+            named C2 .. C5, or stack1, ..., is taken as it is, one of KerasHub or KerasCV goes through `from_keras`.
         weights: as the named function takes them; None for a Keras model, which brings its own.
     Raises: TfdetError for an unknown name, or for weights where none can be loaded.
     """
@@ -56,9 +68,24 @@ def build(backbone, weights=None):
             return resnet50(weights)
         case "resnet101":
             return resnet101(weights)
-        case "vgg_slim" | "resnet_slim":
+        case "dla34":
+            return dla34(weights)
+        case "hourglass104":
+            return hourglass104(weights)
+        case "resnet18_dcn":
+            return resnet18_dcn(weights)
+        case "resnet101_dcn":
+            return resnet101_dcn(weights)
+        case "resnet18_up":
+            return resnet18_up(weights)
+        case "resnet101_up":
+            return resnet101_up(weights)
+        case "vgg_slim" | "resnet_slim" | "resnet_slim_up":
             if weights is not None:
                 raise TfdetError(f"{backbone} has no published weights: train it from scratch, or pass a trained model")
-            return vgg_slim() if backbone == "vgg_slim" else resnet_slim()
-    names = "vgg16, mobilenet_v2, resnet18, resnet34, resnet50, resnet101, vgg_slim, resnet_slim"
+            return {"vgg_slim": vgg_slim, "resnet_slim": resnet_slim, "resnet_slim_up": resnet_slim_up}[backbone]()
+    names = (
+        "vgg16, mobilenet_v2, resnet18, resnet34, resnet50, resnet101, vgg_slim, resnet_slim, "
+        "or for keypoints dla34, hourglass104, resnet18_dcn, resnet101_dcn, resnet18_up, resnet101_up, resnet_slim_up"
+    )
     raise TfdetError(f"unknown backbone {backbone!r}: choose {names}, or pass a keras.Model")

@@ -57,9 +57,7 @@ def resnet_slim():
 
     Returns: as `resnet50`; its maps have 16, 32, 64 and 128 channels.
     """
-    return _network(
-        "resnet_slim", (1, 1, 1, 1), False, "batch", TORCH_PIXELS, stride_first=False, epsilon=1e-5, width=16
-    )
+    return _network("resnet_slim", (1, 1, 1, 1), False, "batch", TORCH_PIXELS, width=16)
 
 
 def torch_names(model, prefix=""):
@@ -86,7 +84,7 @@ def _build(name, blocks, bottleneck, weights, norm, trainable_stages, applicatio
         model = _network(name, blocks, bottleneck, norm, KERAS_PIXELS, stride_first=True, epsilon=1.001e-5)
         _load_keras(model, keras_application(application, include_top=False))
     else:
-        model = _network(name, blocks, bottleneck, norm, TORCH_PIXELS, stride_first=False, epsilon=1e-5)
+        model = _network(name, blocks, bottleneck, norm, TORCH_PIXELS)
         if weights is not None:
             load_torch(torch_names(model), read_state_dict(weights), weights, ignore="fc.")
 
@@ -98,8 +96,16 @@ def _build(name, blocks, bottleneck, weights, norm, trainable_stages, applicatio
     return model
 
 
-def _network(name, blocks, bottleneck, norm, pixels, stride_first, epsilon, width=64):
-    """The layers are named as torchvision names its modules, "." written "_": layer1_0_downsample_0.
+def _network(name, *arguments, **keywords):
+    """The network of `features`, from an input of its own."""
+    image = keras.Input((None, None, 3), name="image")
+    return keras.Model(image, features(image, *arguments, **keywords), name=name)
+
+
+def features(image, blocks, bottleneck, norm, pixels, stride_first=False, epsilon=1e-5, width=64):
+    """The maps {"C2": ..., ..., "C5": ...} of an image, [B, H, W, 3] in 0..255, symbolic as they are.
+
+    The layers are named as torchvision names its modules, "." written "_": layer1_0_downsample_0.
 
     Args:
         blocks: their number in each stage.
@@ -137,7 +143,6 @@ def _network(name, blocks, bottleneck, norm, pixels, stride_first, epsilon, widt
         x = keras.layers.Add(name=f"{block_name}_add")([x, shortcut])
         return keras.layers.ReLU(name=f"{block_name}_relu")(x)
 
-    image = keras.Input((None, None, 3), name="image")
     scale, offset = pixels
     x = keras.layers.Rescaling(scale, offset, dtype="float32", name="normalization")(image)
     x = convolution(x, width, 7, 2, "conv1", "bn1")
@@ -149,7 +154,7 @@ def _network(name, blocks, bottleneck, norm, pixels, stride_first, epsilon, widt
         for i in range(count):
             x = block(x, width * 2 ** (stage - 1), 2 if stage > 1 and i == 0 else 1, f"layer{stage}_{i}")
         maps[f"C{stage + 1}"] = x
-    return keras.Model(image, maps, name=name)
+    return maps
 
 
 def _normalization(norm, epsilon, name):
