@@ -9,8 +9,8 @@ it in `tf.data`, one image after the other, and waits for it here. It is a step 
 normalisation, the stem and the first stage stand still; 8 boxes an image.
 
 Weights are random, those of torchvision and ours the same. Class scores are as of a trained network: of all pairs of
-anchor and class 100 an image are above the threshold of 0.05 (FCOS: 0.2), and after NMS some dozens. Keras' peers look at each
-anchor's best class only, and look for ever more boxes until they have 100.
+anchor and class 100 an image are above the threshold of 0.05 (FCOS: 0.2), and after NMS some dozens. Keras' peers look
+at each anchor's best class only, and look for ever more boxes until they have 100.
 """
 
 import functools

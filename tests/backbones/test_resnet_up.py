@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tfdet import backbones
 from tfdet.backbones import keypoints, resnet
-from tfdet.errors import TfdetError
+from tfdet.errors import TfdetError, WeightsError
 
 CENTERNET = {
     "resnet18_dcn": (64, (0.06864757, [0.0501077, 0, 0.0331183, 0], [0, 0.141435, 0.270911, 0.0845343])),
@@ -107,3 +107,19 @@ def test_mixed_precision_keeps_the_pixels_in_float32(image):
     found = model(image(32))["stack1"]
     assert found.dtype == "bfloat16"
     assert np.isfinite(tf.cast(found, "float32")).all()
+
+
+def test_keras_has_no_imagenet_weights():
+    with pytest.raises(WeightsError, match="resnet18_dcn: Keras has no imagenet weights of it; pass a file"):
+        backbones.build("resnet18_dcn", "imagenet")
+
+
+def test_mobilenet_with_up_convolutions(image, monkeypatch):
+    asked = []
+    build = backbones.resnet_up.mobilenet_v2
+    monkeypatch.setattr(backbones.resnet_up, "mobilenet_v2", lambda weights: asked.append(weights) or build())
+    model = backbones.build("mobilenet_v2_up", "imagenet")
+    assert asked == ["imagenet"]
+    assert model(image(64))["stack1"].shape == (1, 16, 16, 64)
+    names = [layer.name for layer in model.layers if isinstance(layer, keras.layers.Conv2DTranspose)]
+    assert names == ["deconv_layers.0", "deconv_layers.3", "deconv_layers.6"]

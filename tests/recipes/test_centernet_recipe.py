@@ -13,7 +13,14 @@ from tfdet.recipes import centernet
 SHAPES = {"backbone": "resnet_slim_up", "backbone_weights": "none", "side": 256, "test_size": "side", "drops": ()}
 SHAPES |= {"steps": 2000, "batch_size": 8, "test_split": "test"}
 AUTHORS = {"backbone": "resnet18_dcn", "backbone_weights": "imagenet", "weight_decay": 0.0}
-PHOTOGRAPHS = AUTHORS | {"side": 384, "test_size": "side", "epochs": 30, "batch_size": 8, "drops": ()}
+PHOTOGRAPHS = AUTHORS | {
+    "backbone": "mobilenet_v2_up",
+    "side": 320,
+    "test_size": "side",
+    "epochs": 30,
+    "batch_size": 8,
+    "drops": (),
+}
 # 36,190 steps are 70 epochs of the 16,551 images of VOC 2007 and 2012; 145,180 are 140 of COCO's 118,287.
 VOC = AUTHORS | {"side": 384, "test_size": "side", "steps": 36_190, "drops": (23_265, 31_020), "batch_size": 32}
 VOC |= {"learning_rate": 1.25e-4}

@@ -12,7 +12,7 @@ from .hourglass import hourglass104
 from .keras_models import from_keras, is_backbone
 from .mobilenet import mobilenet_v2
 from .resnet import resnet18, resnet34, resnet50, resnet101, resnet_slim
-from .resnet_up import resnet18_dcn, resnet18_up, resnet101_dcn, resnet101_up, resnet_slim_up
+from .resnet_up import mobilenet_v2_up, resnet18_dcn, resnet18_up, resnet101_dcn, resnet101_up, resnet_slim_up
 from .slim import vgg_slim
 from .vgg import L2Normalization, vgg16, vgg16_fully_connected, vgg16_reduced
 
@@ -23,6 +23,7 @@ __all__ = [
     "from_keras",
     "hourglass104",
     "mobilenet_v2",
+    "mobilenet_v2_up",
     "resnet18",
     "resnet18_dcn",
     "resnet18_up",
@@ -46,8 +47,9 @@ def build(backbone, weights=None):
     Args:
         backbone: "vgg16" (SSD's, `vgg16_reduced`), "mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101",
             "vgg_slim", "resnet_slim"; for the keypoint detectors "dla34", "hourglass104", "resnet18_dcn",
-            "resnet101_dcn", "resnet18_up", "resnet101_up", "resnet_slim_up"; or a Keras model: one whose outputs are
-            named C2 .. C5, or stack1, ..., is taken as it is, one of KerasHub or KerasCV goes through `from_keras`.
+            "resnet101_dcn", "resnet18_up", "resnet101_up", "mobilenet_v2_up", "resnet_slim_up"; or a Keras model: one
+            whose outputs are named C2 .. C5, or stack1, ..., is taken as it is, one of KerasHub or KerasCV goes through
+            `from_keras`.
         weights: as the named function takes them; None for a Keras model, which brings its own.
     Raises: TfdetError for an unknown name, or for weights where none can be loaded.
     """
@@ -80,12 +82,15 @@ def build(backbone, weights=None):
             return resnet18_up(weights)
         case "resnet101_up":
             return resnet101_up(weights)
+        case "mobilenet_v2_up":
+            return mobilenet_v2_up(weights)
         case "vgg_slim" | "resnet_slim" | "resnet_slim_up":
             if weights is not None:
                 raise TfdetError(f"{backbone} has no published weights: train it from scratch, or pass a trained model")
             return {"vgg_slim": vgg_slim, "resnet_slim": resnet_slim, "resnet_slim_up": resnet_slim_up}[backbone]()
     names = (
         "vgg16, mobilenet_v2, resnet18, resnet34, resnet50, resnet101, vgg_slim, resnet_slim, "
-        "or for keypoints dla34, hourglass104, resnet18_dcn, resnet101_dcn, resnet18_up, resnet101_up, resnet_slim_up"
+        "or for keypoints dla34, hourglass104, resnet18_dcn, resnet101_dcn, resnet18_up, resnet101_up, "
+        "mobilenet_v2_up, resnet_slim_up"
     )
     raise TfdetError(f"unknown backbone {backbone!r}: choose {names}, or pass a keras.Model")

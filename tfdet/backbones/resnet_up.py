@@ -1,4 +1,6 @@
-"""ResNet with three up-convolutions back to stride 4 (Xiao et al., arXiv 1804.06208), in CenterNet's two forms.
+"""ResNet, or MobileNetV2, with three up-convolutions back to stride 4 (Xiao et al., arXiv 1804.06208).
+
+CenterNet's networks have two forms:
 
     ResNet's C5 -> 4x4 transposed conv (stride 2) -> batch normalisation, ReLU; three times
     _dcn: before each of them a 3x3 deformable conv, batch normalisation, ReLU, which narrows the map
@@ -9,9 +11,11 @@ Source: xingyizhou/CenterNet, `models/networks/msra_resnet.py` and `resnet_dcn.p
 import keras
 
 from ..deformable import DeformableConv2D
+from ..errors import WeightsError
 from ..upsampling import bilinear_first
 from . import resnet
 from .keypoints import PIXELS, Sides, load, normalized
+from .mobilenet import mobilenet_v2
 
 
 def resnet18_up(weights=None):
@@ -47,11 +51,30 @@ def resnet_slim_up():
     return _build("resnet_slim_up", (1, 1, 1, 1), False, (64, 64, 64), False, None, width=16)
 
 
+def mobilenet_v2_up(weights=None):
+    """Builds MobileNetV2 with plain up-convolutions, 64 channels: not CenterNet's, but one that a CPU can fine-tune.
+
+    weights: of MobileNetV2, as `mobilenet_v2` takes them. Sides must be multiples of 32. Returns: as the others.
+    """
+    backbone = mobilenet_v2(weights)
+    x = _up(backbone.output["C5"], (64, 64, 64), deformable=False)
+    return keras.Model(backbone.input, {"stack1": x}, name="mobilenet_v2_up")
+
+
 def _build(name, blocks, bottleneck, channels, deformable, weights, width=64):
     """Args: channels: of each up-convolution; deformable: whether such convolutions go before; width: of the ResNet."""
+    if weights == "imagenet":
+        raise WeightsError(f"{name}: Keras has no imagenet weights of it; pass a file with torchvision's state dict")
     image = keras.Input((None, None, 3), name="image")
     x = Sides(32, name="sides")(image)
     x = resnet.features(x, blocks, bottleneck, "batch", PIXELS, width=width)["C5"]
+    model = keras.Model(image, {"stack1": _up(x, channels, deformable)}, name=name)
+    if weights is not None:
+        load(model, weights, decoder="deconv_layers.")
+    return model
+
+
+def _up(x, channels, deformable):
     number = 0  # in PyTorch's sequence of all these layers, where a ReLU counts as well
     for filters in channels:
         if deformable:
@@ -64,7 +87,4 @@ def _build(name, blocks, bottleneck, channels, deformable, weights, width=64):
         )
         x = normalized(up(x), f"deconv_layers.{number + 1}")
         number += 3
-    model = keras.Model(image, {"stack1": x}, name=name)
-    if weights is not None:
-        load(model, weights, decoder="deconv_layers.")
-    return model
+    return x
