@@ -483,3 +483,8 @@ def test_a_second_look_is_saved_served_and_evaluated(small, make_dataset, tmp_pa
 def test_who_looks_once_says_so(untrained):
     with pytest.raises(TfdetError, match="ssd300: this detector looks at an image once"):
         tfdet.with_flip_and_scales(untrained[0])
+
+
+def test_a_backbone_of_another_kind():
+    with pytest.raises(TfdetError, match="resnet_slim: CenterNet needs maps stack1"):
+        tfdet.centernet(2, "resnet_slim", side=64)

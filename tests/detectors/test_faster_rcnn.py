@@ -21,6 +21,7 @@ from tfdet.detectors.faster_rcnn import (
     faster_rcnn_fpn,
     faster_rcnn_vgg16,
 )
+from tfdet.errors import TfdetError
 from tfdet.samplers import RandomSampler
 
 STDS = (0.1, 0.1, 0.2, 0.2)
@@ -743,3 +744,8 @@ def test_settings_of_ones_own_are_saved(tmp_path):
     assert list(outputs["levels"]) == ["P4"] and outputs["proposals"].shape == (1, 10, 4)
     for found, value in zip(tf.nest.flatten(outputs), tf.nest.flatten(expected), strict=True):
         np.testing.assert_array_equal(found, value)
+
+
+def test_a_backbone_of_another_kind():
+    with pytest.raises(TfdetError, match="resnet18_up: a pyramid needs the map C5"):
+        faster_rcnn_fpn(2, "resnet18_up", short_sides=(64,), long_side=96)

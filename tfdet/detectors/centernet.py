@@ -189,7 +189,7 @@ class CenterNet(Detector):
         flip: detect in the mirror image too, with the mean of both heatmaps and sizes (the offset is the image's own).
         scales: detect at each of these sizes, relative to the fed image; soft-NMS merges what is found at several.
     Raises:
-        TfdetError: `side` is no multiple.
+        TfdetError: `side` is no multiple, or the backbone is not of this kind.
     """
 
     def __init__(
@@ -205,6 +205,8 @@ class CenterNet(Detector):
         **kwargs,
     ):
         super().__init__(class_names, **kwargs)
+        if not all(name.startswith("stack") for name in backbone.output):
+            raise TfdetError(f"{backbone.name}: CenterNet needs maps stack1, ..., not {', '.join(backbone.output)}")
         if side % multiple:
             raise TfdetError(f"side {side}: this backbone needs a multiple of {multiple}")
         self.settings = {"side": side, "keep_size": keep_size, "channels": channels, "multiple": multiple}

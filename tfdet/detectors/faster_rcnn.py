@@ -23,6 +23,7 @@ from tfdet.coders import DeltaXYWH
 from tfdet.data.transforms import RandomShortSide
 from tfdet.detectors.base import Detector
 from tfdet.distribution import sum_over_replicas
+from tfdet.errors import TfdetError
 from tfdet.necks import FPN
 from tfdet.resizers import ShortSide, size_without_padding, without_padding
 from tfdet.samplers import RandomSampler
@@ -386,6 +387,8 @@ def faster_rcnn_fpn(num_classes, backbone="resnet50", weights=None, short_sides=
     slim = {"channels": 64, "rpn_channels": 64, "box_width": 256, "regions": 128}
     widths = slim if backbone in ("mobilenet_v2", "resnet_slim") else {}
     backbone = backbones.build(backbone, weights)
+    if "C5" not in backbone.output:
+        raise TfdetError(f"{backbone.name}: a pyramid needs the map C5, and there is only {', '.join(backbone.output)}")
     finest = min(int(name[1:]) for name in backbone.output)
     anchors = [AnchorGenerator((32 * 2 ** (k - finest),), (0.5, 1.0, 2.0), 2**k) for k in range(finest, 7)]
     return FasterRCNN(backbone, num_classes, anchors, short_sides, long_side, **widths, name="faster_rcnn_fpn")
