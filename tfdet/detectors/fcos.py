@@ -39,8 +39,8 @@ RANGES = ((0, 64), (64, 128), (128, 256), (256, 512), (512, math.inf))  # of the
 class FCOSHead(keras.layers.Layer):
     """A tower for classes and one for boxes; both run over every level with the same weights.
 
-    Only a scale is each level's own: exp(scale * x) are its distances in pixels. "improved": in strides, and
-    max(scale * x, 0); and centerness, otherwise a branch of the tower for classes, is one of that for boxes.
+    Only a scale is each level's own. The distances are exp(scale * x) pixels, improved: max(scale * x, 0) strides.
+    Centerness is a branch of the tower for classes, improved: of that for boxes.
 
     Args:
         channels: a multiple of 32, the groups of the normalisation.
@@ -55,15 +55,12 @@ class FCOSHead(keras.layers.Layer):
             initial = keras.initializers.RandomNormal(stddev=0.01)
             return keras.layers.Conv2D(filters, 3, padding="same", kernel_initializer=initial, **options)
 
-        def tower():
-            layers = keras.layers
-            parts = (
-                (convolution(channels), layers.GroupNormalization(32, epsilon=1e-5), layers.ReLU()) for _ in range(4)
-            )
-            return [layer for part in parts for layer in part]
+        def block():
+            return convolution(channels), keras.layers.GroupNormalization(32, epsilon=1e-5), keras.layers.ReLU()
 
         self.num_classes, self.improved = num_classes, improved
-        self.class_tower, self.box_tower = tower(), tower()
+        self.class_tower = [layer for _ in range(4) for layer in block()]
+        self.box_tower = [layer for _ in range(4) for layer in block()]
         rare = keras.initializers.Constant(-math.log((1 - prior) / prior))
         self.class_conv = convolution(num_classes, bias_initializer=rare)
         self.box_conv, self.centerness_conv = convolution(4), convolution(1)
@@ -73,9 +70,8 @@ class FCOSHead(keras.layers.Layer):
         self.scales = self.add_weight(shape=(len(input_shape),), initializer="ones", name="scales", autocast=False)
 
     def call(self, levels):
-        """Levels [B, H, W, channels] -> (class logits, distances, centerness logits), each one array a level.
-
-        [B, H * W, C], [B, H * W, 4] and [B, H * W].
+        """Levels [B, H, W, channels] -> (class logits, distances, centerness logits), each with one array a level:
+        [B, H * W, C], [B, H * W, 4], [B, H * W].
         """
         return tuple(zip(*(self._level(level, self.scales[i]) for i, level in enumerate(levels)), strict=True))
 
