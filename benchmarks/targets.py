@@ -61,7 +61,9 @@ def tfdet_side():
     def stream(side, encode):
         unknown_count = tf.TensorSpec([None, 4], tf.float32)  # of objects, as of real images
         boxes = tf.data.Dataset.from_generator(lambda: iter(objects_of(side)), output_signature=unknown_count)
-        return boxes.enumerate().cache().map(tf.autograph.experimental.do_not_convert(encode))
+        # Many times over: to begin costs milliseconds, but training does it once an epoch.
+        boxes = boxes.enumerate().cache().repeat(10)
+        return boxes.map(tf.autograph.experimental.do_not_convert(encode))
 
     def prepare(what, detector, side):
         if detector == "fcos":

@@ -204,6 +204,13 @@ def test_loss_by_hand(giou):
     np.testing.assert_allclose(parts["centerness"], sum(cross_entropy) / 3, rtol=1e-5)
 
 
+def test_one_positive_far_from_the_middle_counts_in_full():
+    labels, wanted = [[-1] * 5, [-1, -1, 0, -1, -1]], np.zeros((2, 5, 4))
+    wanted[1, 2] = (0.1, 2, 4.9, 2)
+    parts = FCOSLoss(SMALL)(*loss_case(labels, wanted, PROBABILITIES, np.ones((2, 5, 4)), CENTERNESSES))
+    np.testing.assert_allclose(parts["box"], -np.log((1.1 * 2 + 1) / (20 + 4 - 1.1 * 2 + 1)), rtol=1e-5)
+
+
 def test_loss_without_any_positive_is_what_the_negatives_cost():
     labels, wanted = [[-1, -2, -1, -1, -1], [-2] * 5], np.zeros((2, 5, 4))
     probabilities = [[(0.3, 1e-9), (0.9, 0.9), *[NOTHING] * 3], [(0.9, 0.9)] * 5]
