@@ -12,8 +12,10 @@ import pytest
 import tensorflow as tf
 
 import tfdet
+from tfdet.anchors import AnchorGenerator
 from tfdet.data.images import load_image
 from tfdet.data.pipeline import prediction_batches
+from tfdet.detectors.faster_rcnn import FasterRCNN
 from tfdet.resizers import Warp
 
 
@@ -27,9 +29,18 @@ class Row(NamedTuple):
     steps: int = 60
 
 
+def original_faster_rcnn(class_names):
+    """One map of stride 16, nine anchors, none of which may leave the image: as faster_rcnn_vgg16, without dropout."""
+    anchors = [AnchorGenerator((32, 64, 128), (0.5, 1.0, 2.0), 16, offset=0.5)]
+    sizes = {"short_sides": (160,), "long_side": 256, "channels": None, "rpn_channels": 64, "box_width": 128}
+    rest = {"pre_nms": (600, 300), "post_nms": (200, 100), "regions": 64, "crossing": False}
+    return FasterRCNN(tfdet.backbones.vgg_slim(), class_names, anchors, **sizes, **rest)
+
+
 DETECTORS = [
     Row("ssd300", lambda class_names: tfdet.ssd300(class_names, backbone="vgg_slim")),
     Row("retinanet", lambda class_names: tfdet.retinanet(class_names, "resnet_slim", None, (160,), 256), steps=120),
+    Row("faster_rcnn_original", original_faster_rcnn, steps=120),
     Row("fcos", lambda class_names: tfdet.fcos(class_names, "resnet_slim", None, (160,), 256), steps=180),
     Row(
         "faster_rcnn_fpn",
