@@ -148,7 +148,7 @@ def test_learns_one_image_by_heart(trained, tall):
     overlaps = np.asarray(tfdet.boxes.iou(example.boxes, boxes))
     for i, label in enumerate(example.labels):
         assert (overlaps[i, labels == label] > 0.7).any(), f"object {i} not found among {boxes}, {labels}"
-    # What an anchor says that overlaps an object by 0.4 to 0.5 has not been trained in RetinaNet, nor does NMS reach it.
+    # RetinaNet ignores anchors that overlap an object by 0.4 to 0.5 in training, and NMS does not reach what they say.
     assert (overlaps.max(axis=0) > 0.4).all(), "sure of something that is not there"
 
 
