@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tfdet import commandline, runs, serving, training
-from tfdet.data.shapes import CLASS_NAMES, draw_example
+from tfdet.data.shapes import CLASS_NAMES
 from tfdet.recipes import centernet
 
 SHAPES = {"backbone": "resnet_slim_up", "backbone_weights": "none", "side": 256, "test_size": "side", "drops": ()}
@@ -65,23 +65,6 @@ def test_which_detector_is_built(monkeypatch, make_dataset, weights):
     assert asked == [(("red", "blue"), "dla34", None if weights == "none" else weights, 96, True)]
     assert isinstance(model.optimizer, keras.optimizers.Adam)
     assert float(model.optimizer.learning_rate) == 0.5
-
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    """A CSV file of 4 + 2 generated photographs, which differ in size."""
-    folder = tmp_path_factory.mktemp("photographs")
-    lines = ["path,x1,y1,x2,y2,label,split"]
-    for i in range(6):
-        example = draw_example("train", i)
-        (folder / f"{i}.jpg").write_bytes(example.image)
-        split = "train" if i < 4 else "val"
-        for box, label in zip(example.boxes, example.labels, strict=True):
-            lines.append(",".join([f"{i}.jpg", *map(str, box), CLASS_NAMES[label], split]))
-        if len(example.boxes) == 0:
-            lines.append(f"{i}.jpg,,,,,,{split}")
-    (folder / "boxes.csv").write_text("\n".join(lines))
-    return folder / "boxes.csv"
 
 
 FLAGS = ["--backbone", "resnet_slim_up", "--backbone-weights", "none", "--side", "64", "--batch-size", "2"]

@@ -12,7 +12,6 @@ from PIL import Image
 
 import tfdet
 from tfdet import commandline, runs, serving, training
-from tfdet.data.shapes import CLASS_NAMES, draw_example
 from tfdet.recipes import faster_rcnn, fcos, retinanet
 
 RECIPES = {"faster_rcnn": faster_rcnn, "retinanet": retinanet, "fcos": fcos}
@@ -65,23 +64,6 @@ def test_what_is_given_is_kept(recipe, data):
     given = commandline.parse(recipe.Settings, ["--data", data, *flags.split()])
     assert (given.short_sides, given.long_side, given.drops, given.warmup_steps) == ((96, 64), 128, (), 0)
     assert recipe.resolve(given) == given
-
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    """A CSV file of 4 + 2 generated photographs, which differ in size."""
-    folder = tmp_path_factory.mktemp("photographs")
-    lines = ["path,x1,y1,x2,y2,label,split"]
-    for i in range(6):
-        example = draw_example("train", i)
-        (folder / f"{i}.jpg").write_bytes(example.image)
-        split = "train" if i < 4 else "val"
-        for box, label in zip(example.boxes, example.labels, strict=True):
-            lines.append(",".join([f"{i}.jpg", *map(str, box), CLASS_NAMES[label], split]))
-        if len(example.boxes) == 0:
-            lines.append(f"{i}.jpg,,,,,,{split}")
-    (folder / "boxes.csv").write_text("\n".join(lines))
-    return folder / "boxes.csv"
 
 
 FLAGS = ["--backbone", "resnet_slim", "--backbone-weights", "none", "--short-sides", "64", "96", "--long-side", "128"]
