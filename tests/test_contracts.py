@@ -41,7 +41,7 @@ DETECTORS = [
     Row("ssd300", lambda class_names: tfdet.ssd300(class_names, backbone="vgg_slim")),
     Row("retinanet", lambda class_names: tfdet.retinanet(class_names, "resnet_slim", None, (160,), 256), steps=120),
     Row("faster_rcnn_original", original_faster_rcnn, steps=120),
-    Row("fcos", lambda class_names: tfdet.fcos(class_names, "resnet_slim", None, (160,), 256), steps=180),
+    Row("fcos", lambda class_names: tfdet.fcos(class_names, "resnet_slim", None, (160,), 256), 1e-3, 200),
     Row(
         "faster_rcnn_fpn",
         lambda class_names: tfdet.faster_rcnn_fpn(class_names, "resnet_slim", None, (160,), 256),
