@@ -20,13 +20,14 @@ from tfdet.resizers import Warp
 
 
 class Row(NamedTuple):
-    """build: class names -> a small instance that trains from nothing, fast on a CPU. The others: how it comes to know
-    one image by heart, with Adam."""
+    """build: class names -> a small instance that trains from nothing, fast on a CPU. learning_rate and steps: how it
+    comes to know one image by heart, with Adam; everything it is sure of then overlaps an object by `overlap`."""
 
     name: str
     build: Callable
     learning_rate: float = 2e-3
     steps: int = 60
+    overlap: float = 0.5
 
 
 def original_faster_rcnn(class_names):
@@ -39,13 +40,20 @@ def original_faster_rcnn(class_names):
 
 DETECTORS = [
     Row("ssd300", lambda class_names: tfdet.ssd300(class_names, backbone="vgg_slim")),
-    Row("retinanet", lambda class_names: tfdet.retinanet(class_names, "resnet_slim", None, (160,), 256), steps=120),
+    Row(
+        "retinanet",
+        lambda class_names: tfdet.retinanet(class_names, "resnet_slim", None, (160,), 256),
+        steps=120,
+        # One image never trains the anchors that it ignores, of IoU 0.4 to 0.5, and NMS does not reach what they say.
+        overlap=0.4,
+    ),
     Row("faster_rcnn_original", original_faster_rcnn, steps=120),
     Row("fcos", lambda class_names: tfdet.fcos(class_names, "resnet_slim", None, (160,), 256), 1e-3, 200),
     Row(
         "faster_rcnn_fpn",
         lambda class_names: tfdet.faster_rcnn_fpn(class_names, "resnet_slim", None, (160,), 256),
-        steps=120,
+        1e-3,
+        120,
     ),
     Row("centernet", lambda class_names: tfdet.centernet(class_names, "resnet_slim_up", side=256), steps=120),
 ]
@@ -140,7 +148,7 @@ def test_gradients_reach_every_weight(detector, make_dataset):
     assert not unreached
 
 
-def test_learns_one_image_by_heart(trained, tall):
+def test_learns_one_image_by_heart(row, trained, tall):
     example = tall.examples[0]
     found = without_padding(trained.predict(pixels(example), verbose=0))
     sure = found["scores"] > 0.5
@@ -148,8 +156,7 @@ def test_learns_one_image_by_heart(trained, tall):
     overlaps = np.asarray(tfdet.boxes.iou(example.boxes, boxes))
     for i, label in enumerate(example.labels):
         assert (overlaps[i, labels == label] > 0.7).any(), f"object {i} not found among {boxes}, {labels}"
-    # RetinaNet ignores anchors that overlap an object by 0.4 to 0.5 in training, and NMS does not reach what they say.
-    assert (overlaps.max(axis=0) > 0.4).all(), "sure of something that is not there"
+    assert (overlaps.max(axis=0) > row.overlap).all(), "sure of something that is not there"
 
 
 def test_detections_have_one_form(trained, detector, tall):
