@@ -17,7 +17,9 @@ import numpy as np
 
 import tfdet
 from tfdet.anchors import AnchorGenerator
+from tfdet.detectors.centernet import CenterNet
 from tfdet.detectors.faster_rcnn import FasterRCNN
+from tfdet.detectors.fcos import FCOS
 from tfdet.detectors.retinanet import RetinaNet
 
 SIDES = {"short_sides": (384,), "long_side": 768}
@@ -35,7 +37,15 @@ def retinanet(class_names):
     return RetinaNet(tfdet.backbones.resnet_slim(), class_names, anchors, **SIDES, channels=64)
 
 
-DETECTORS = {"faster_rcnn": faster_rcnn, "retinanet": retinanet}
+def fcos(class_names):
+    return FCOS(tfdet.backbones.resnet_slim(), class_names, **SIDES, channels=64, improved=True)
+
+
+def centernet(class_names):
+    return CenterNet(tfdet.backbones.resnet18_up(), class_names, side=512)
+
+
+DETECTORS = {"faster_rcnn": faster_rcnn, "retinanet": retinanet, "fcos": fcos, "centernet": centernet}
 
 
 def eight(spec):
