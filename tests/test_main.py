@@ -15,6 +15,7 @@ from pycocotools.coco import COCO
 
 import tfdet
 from tfdet.__main__ import drawn_names, main
+from tfdet.evaluation import COCO_FIGURES
 
 TALL = (150, 90, [(10, 20, 60, 70)], [0])
 WIDE = (60, 160, [(80, 10, 120, 50), (5, 5, 30, 50)], [1, 0])
@@ -204,6 +205,28 @@ def test_evaluate_prints_and_writes_the_figures(tmp_path, table, untrained, caps
     out = capsys.readouterr().out
     for text in ("csv:boxes val: 2 images", "red", "blue", "all", f"{figures['AP50']:.3f}", "AR100"):
         assert text in out
+
+
+def test_flip_and_scales_are_flags(tmp_path, table, monkeypatch):
+    tfdet.centernet(("red", "blue"), "resnet_slim_up", side=128).save(tmp_path / "centernet.keras")
+    seen = []
+    monkeypatch.setattr("tfdet.evaluation.evaluate", lambda model, *_, **__: seen.append(model) or untouched)
+    untouched = dict.fromkeys((*COCO_FIGURES, "VOC_AP_11point", "VOC_AP_area")) | {"images": 0, "per_class": {}}
+    command = ["evaluate", "--model", str(tmp_path / "centernet.keras"), "--data", f"csv:{table}"]
+    main(command)
+    main([*command, "--flip", "--scales", "0.5", "1"])
+    assert [(model.flip, model.scales) for model in seen] == [(False, (1.0,)), (True, (0.5, 1.0))]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--flip"], "ssd300: this detector looks at an image once"),
+        (["--scales", "1", "0"], "--scales must be above 0"),
+    ],
+)
+def test_flags_that_do_not_fit_the_model(table, model, capsys, flags, said):
+    assert said in fails(capsys, ["evaluate", "--model", model, "--data", f"csv:{table}", *flags])
 
 
 def test_evaluate_refuses_classes_that_the_model_does_not_know(table, model, capsys):

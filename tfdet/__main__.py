@@ -20,8 +20,21 @@ from tfdet.data.images import load_image
 from tfdet.detectors.base import Detector
 from tfdet.errors import TfdetError
 
-Precision = Literal["float32", "bfloat16"]
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+    """Which model, and how it looks at images."""
+
+    model: str
+    """Trained model, a .keras file."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: VGG16 in half the time on processors that compute in it, slower on others."""
+    flip: bool = False
+    """CenterNet: look at the mirror image, too."""
+    scales: tuple[float, ...] = (1.0,)
+    """CenterNet: look at each image at these sizes, relative to the one it is fed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,29 +53,23 @@ class CheckData:
 
 
 @dataclasses.dataclass(frozen=True)
-class Predict:
+class Predict(Trained):
     """Find objects in photographs: draws them and writes them as COCO-format JSON."""
 
     images: tyro.conf.Positional[tuple[str, ...]]
     """Image files, folders of images, or globs."""
-    model: str
-    """Trained model, a .keras file."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "predictions"
     """Folder for the drawn pictures and detections.json."""
     min_score: float = 0.3
     """Draw and write only detections with at least this score."""
     batch_size: int = 8
     """Images at a time."""
-    precision: Precision = "float32"
-    """bfloat16: VGG16 in half the time on processors that compute in it, slower on others."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Trained):
     """Measure a model on a split of a data set: COCO's twelve figures, VOC AP, and both for every class."""
 
-    model: str
-    """Trained model, a .keras file."""
     data: str
     """The data: coco:DIR, voc:DIR, csv:FILE, tfrecord:DIR or shapes."""
     split: str = "val"
@@ -71,24 +78,18 @@ class Evaluate:
     """What to do with a broken image or box: stop, or leave it out and say so."""
     batch_size: int = 8
     """Images at a time."""
-    precision: Precision = "float32"
-    """bfloat16: VGG16 in half the time on processors that compute in it, slower on others."""
     output: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
     """JSON file for the figures."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Export:
+class Export(Trained):
     """Write a SavedModel for TensorFlow Serving."""
 
-    model: str
-    """Trained model, a .keras file."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "export"
     """Folder of the model; the export goes into a folder in it that is named by the version."""
     version: int = 1
     """Version number."""
-    precision: Precision = "float32"
-    """bfloat16: VGG16 in half the time on processors that compute in it, slower on others."""
     raw: bool = False
     """Only the network, from resized images to its raw outputs, for runtimes that have no NMS, such as OpenVINO."""
 
@@ -178,7 +179,7 @@ def check_data(arguments):
 
 def predict(arguments):
     files = find_images(arguments.images)
-    model = load_model(arguments.model, arguments.precision)
+    model = load_model(arguments)
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
     detections = inference.detect_files(model, files, arguments.batch_size, verbose=1)
@@ -234,7 +235,7 @@ def write_predictions(output, files, detections, class_names, min_score):
 
 
 def evaluate(arguments):
-    model = load_model(arguments.model, arguments.precision)
+    model = load_model(arguments)
     dataset = load_dataset(arguments.data, arguments.split, arguments.on_error)
     for line in dataset.skipped:
         print(f"left out: {line}")
@@ -249,7 +250,7 @@ def evaluate(arguments):
 
 
 def export(arguments):
-    model = load_model(arguments.model, arguments.precision)
+    model = load_model(arguments)
     try:
         if arguments.raw:
             folder = serving.export_raw(model, arguments.output, arguments.version)
@@ -310,8 +311,18 @@ def drawn_names(files):
     return names
 
 
-def load_model(path, precision="float32"):
-    """A detector from a .keras file, to predict in that precision."""
+def load_model(arguments):
+    """The detector that the arguments (`Trained`) name, which looks at images as they say."""
+    model, scales = read_model(arguments.model), arguments.scales
+    if not scales or not all(0 < scale < float("inf") for scale in scales):
+        raise TfdetError(f"--scales must be above 0: {' '.join(map(str, scales))}")
+    if arguments.flip or scales != (1.0,):
+        model = inference.with_flip_and_scales(model, arguments.flip, scales)
+    return inference.in_bfloat16(model) if arguments.precision == "bfloat16" else model
+
+
+def read_model(path):
+    """A detector from a .keras file."""
     if not Path(path).exists():
         raise TfdetError(f"{path}: no such file")
     if not zipfile.is_zipfile(path):
@@ -323,7 +334,7 @@ def load_model(path, precision="float32"):
         raise TfdetError(f"{path}: not a model that tfdet can load: {reason}") from error
     if not isinstance(model, Detector):
         raise TfdetError(f"{path}: a Keras model, but not a detector of tfdet")
-    return inference.in_bfloat16(model) if precision == "bfloat16" else model
+    return model
 
 
 def tables(figures, title):

@@ -472,8 +472,10 @@ def test_a_second_look_is_saved_served_and_evaluated(small, make_dataset, tmp_pa
     loaded = keras.models.load_model(tmp_path / "model.keras")
     image = load_image(dataset.examples[0].image)[None]
     found, expected = loaded.predict(image, verbose=0), several.predict(image, verbose=0)
+    served = tf.saved_model.load(tfdet.export(several, tmp_path)).signatures["images"](tf.constant(image, tf.uint8))
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name])
+        np.testing.assert_allclose(served[name], expected[name], rtol=1e-5, atol=1e-4)
     assert small.flip is False and small.scales == (1.0,)
     assert tfdet.evaluate(several, dataset, batch_size=2)["images"] == 2
     copy = tfdet.in_bfloat16(several)
