@@ -535,9 +535,9 @@ def test_the_published_settings_with_a_pyramid(small):
     model = faster_rcnn_fpn(1, small.backbone)
     assert (small.class_names, model.class_names) == (("red", "blue"), ("0",))
     for one in (small, model):
-        assert [generator.stride for generator in one.anchors] == [4, 8, 16, 32, 64]
-        assert [generator.sizes for generator in one.anchors] == [(32,), (64,), (128,), (256,), (512,)]
-        assert all(generator.aspect_ratios == (0.5, 1.0, 2.0) for generator in one.anchors)
+        assert [generator.stride for generator in one.settings["anchors"]] == [4, 8, 16, 32, 64]
+        assert [generator.sizes for generator in one.settings["anchors"]] == [(32,), (64,), (128,), (256,), (512,)]
+        assert all(generator.aspect_ratios == (0.5, 1.0, 2.0) for generator in one.settings["anchors"])
         assert one.encoder.crossing
         assert one.region_targets.coder.stds == one.decoder.coder.stds == STDS
         assert one.encoder.coder.stds == one.proposals.coder.stds == (1, 1, 1, 1)
@@ -573,7 +573,7 @@ def test_a_backbone_whose_finest_map_is_c3(small):
     maps = {name: small.backbone.output[name] for name in ("C3", "C4", "C5")}
     backbone = keras.Model(small.backbone.input, maps)
     anchors = [AnchorGenerator((8 * 2**k,), (1.0,), 2**k) for k in range(3, 7)]
-    assert [generator.sizes for generator in faster_rcnn_fpn(1, backbone).anchors] == [(32,), (64,), (128,), (256,)]
+    assert [generator.sizes for generator in faster_rcnn_fpn(1, backbone).settings["anchors"]] == [(32,), (64,), (128,), (256,)]
     model = FasterRCNN(backbone, 1, anchors, (64,), 96, channels=8, rpn_channels=8, box_width=16)
     for side, level in ((20, "P3"), (112, "P3"), (300, "P4"), (1000, "P5")):
         assert levels_read(model, [(f"P{k}", 8) for k in range(3, 7)], side) == [level]

@@ -40,7 +40,8 @@ def tiny_batch(model, size=4):
 
 
 def level_maps(model):
-    levels = model.neck(model.backbone(keras.Input((model.image_size, model.image_size, 3))))
+    side = model.settings["image_size"]
+    levels = model.neck(model.backbone(keras.Input((side, side, 3))))
     assert all(level.shape[1] == level.shape[2] for level in levels)
     return [level.shape[1] for level in levels]
 
@@ -61,7 +62,7 @@ def slim512():
 
 def test_ssd300_has_8732_priors(slim300):
     assert level_maps(slim300) == [38, 19, 10, 5, 3, 1]
-    per_level = [p.num_priors * cells**2 for p, cells in zip(slim300.prior_boxes, level_maps(slim300), strict=True)]
+    per_level = [p.num_priors * cells**2 for p, cells in zip(slim300.settings["priors"], level_maps(slim300), strict=True)]
     assert per_level == [5776, 2166, 600, 150, 36, 4]
     assert slim300.priors.shape == (8732, 4)
     ends = np.cumsum([0, *per_level])
@@ -78,7 +79,7 @@ def test_ssd300_has_8732_priors(slim300):
 
 def test_ssd512_has_24564_priors(slim512):
     assert level_maps(slim512) == [64, 32, 16, 8, 4, 2, 1]
-    per_level = [p.num_priors * cells**2 for p, cells in zip(slim512.prior_boxes, level_maps(slim512), strict=True)]
+    per_level = [p.num_priors * cells**2 for p, cells in zip(slim512.settings["priors"], level_maps(slim512), strict=True)]
     assert per_level == [16384, 6144, 1536, 384, 96, 16, 4]
     assert slim512.priors.shape == (24564, 4)
     np.testing.assert_allclose(slim512.priors[0], around(4, 4, 35.84, 35.84), rtol=1e-6)
@@ -105,7 +106,7 @@ def test_coco_priors_are_smaller():
         | {"C4": keras.layers.AveragePooling2D(16, padding="same")(image)},
     )
     for build, kind, first, last in [(ssd300, "coco", 21, 261), (ssd512, "coco", 20.48, 460.8)]:
-        sizes = [prior.min_size for prior in build(1, shallow, priors=kind).prior_boxes]
+        sizes = [prior.min_size for prior in build(1, shallow, priors=kind).settings["priors"]]
         np.testing.assert_allclose((sizes[0], sizes[-1]), (first, last))
 
 

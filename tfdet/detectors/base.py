@@ -18,6 +18,7 @@ class Detector(keras.Model):
         decoder(outputs) -> detections                           in pixels of the fed image
         resizer                                                  from any image to the one that is fed
         augmentation(image, boxes, labels, seed) -> the same     to the fed image; training only
+        settings                                                 what its constructor takes beside class_names, by name
 
     so that `compile(optimizer)`, `fit`, `evaluate`, `predict`, `save` and `keras.models.load_model` are plain Keras.
 
@@ -45,6 +46,14 @@ class Detector(keras.Model):
         # Keras' compile() stores its `loss` argument here.
         if value is not None:
             raise ValueError("a detector brings its own loss: call compile(optimizer) without one")
+
+    def get_config(self):
+        settings = keras.saving.serialize_keras_object(self.settings)
+        return {"class_names": self.class_names, **settings, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**keras.saving.deserialize_keras_object(config))
 
     def create_weights(self, height, width):
         """Called by a subclass when all else is set: makes every weight, for fed images of that size in pixels."""

@@ -209,8 +209,8 @@ class CenterNet(Detector):
             raise TfdetError(f"{backbone.name}: CenterNet needs maps stack1, ..., not {', '.join(backbone.output)}")
         if side % multiple:
             raise TfdetError(f"side {side}: this backbone needs a multiple of {multiple}")
-        self.settings = {"side": side, "keep_size": keep_size, "channels": channels, "multiple": multiple}
-        self.settings |= {"flip": flip, "scales": tuple(scales)}
+        self.settings = {"backbone": backbone, "side": side, "keep_size": keep_size, "channels": channels}
+        self.settings |= {"multiple": multiple, "flip": flip, "scales": tuple(scales)}
         self.backbone, self.flip, self.scales, self.multiple = backbone, flip, tuple(scales), multiple
         maps = {"heatmap": self.num_classes, "size": 2, "offset": 2}
         self.heads = [CenterNetHead(maps, channels, name=f"head{i}") for i in range(1, len(backbone.output) + 1)]
@@ -254,14 +254,6 @@ class CenterNet(Detector):
             outputs["heatmap"] = [ops.log(mean) - ops.log1p(-mean)]  # logits again
             outputs["size"] = [(size + other_size) / 2]
         return self.decoder(outputs)
-
-    def get_config(self):
-        backbone = keras.saving.serialize_keras_object(self.backbone)
-        return {"backbone": backbone, "class_names": self.class_names, **self.settings, "name": self.name}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**{**config, "backbone": keras.saving.deserialize_keras_object(config["backbone"])})
 
 
 def centernet(num_classes, backbone="resnet18_dcn", weights=None, side=512, keep_size=False):

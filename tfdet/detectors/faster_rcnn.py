@@ -292,6 +292,8 @@ class FasterRCNN(Detector):
     ):
         super().__init__(class_names, **kwargs)
         self.settings = {
+            "backbone": backbone,
+            "anchors": list(anchors),
             "short_sides": tuple(short_sides),
             "long_side": long_side,
             "channels": channels,
@@ -304,7 +306,7 @@ class FasterRCNN(Detector):
             "crossing": crossing,
             "fitted": fitted,
         }
-        self.backbone, self.anchors = backbone, list(anchors)
+        self.backbone = backbone
         self.neck = FPN(sorted(backbone.output), channels, extra="pool", name="neck") if channels else None
         self.rpn = RPNHead(anchors[0].num_anchors, rpn_channels, name="rpn")
         self.box_head = BoxHead(self.num_classes, box_width, dropout, name="box_head")
@@ -355,21 +357,6 @@ class FasterRCNN(Detector):
         drawn = self.region_targets(y_pred["proposals"], y["boxes"], y["labels"], y["seed"])
         answers = self.second_stage(y_pred["levels"], drawn["regions"], training)
         return super().compute_loss(x, {**y, **drawn}, {**y_pred, **answers}, sample_weight, training)
-
-    def get_config(self):
-        return {
-            "backbone": keras.saving.serialize_keras_object(self.backbone),
-            "class_names": self.class_names,
-            "anchors": [keras.saving.serialize_keras_object(generator) for generator in self.anchors],
-            **self.settings,
-            "name": self.name,
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        restore = keras.saving.deserialize_keras_object
-        config = {**config, "backbone": restore(config["backbone"])}
-        return cls(**{**config, "anchors": [restore(generator) for generator in config["anchors"]]})
 
 
 def faster_rcnn_fpn(num_classes, backbone="resnet50", weights=None, short_sides=None, long_side=1333):

@@ -228,8 +228,9 @@ class FCOS(Detector):
         **kwargs,
     ):
         super().__init__(class_names, **kwargs)
-        self.settings = {"short_sides": tuple(short_sides), "long_side": long_side, "channels": channels}
-        self.settings |= {"improved": improved, "offset": offset, "fitted": fitted, "thresholds": tuple(thresholds)}
+        self.settings = {"backbone": backbone, "short_sides": tuple(short_sides), "long_side": long_side}
+        self.settings |= {"channels": channels, "improved": improved, "offset": offset, "fitted": fitted}
+        self.settings |= {"thresholds": tuple(thresholds)}
         self.backbone = backbone
         self.neck = FPN(("C3", "C4", "C5"), channels, extra="conv", p6_from="P5", name="neck")
         self.head = FCOSHead(self.num_classes, channels, improved, name="head")
@@ -255,14 +256,6 @@ class FCOS(Detector):
 
     def encode(self, image, boxes, labels, seed):
         return self.encoder(boxes, labels, size_without_padding(image))
-
-    def get_config(self):
-        backbone = keras.saving.serialize_keras_object(self.backbone)
-        return {"backbone": backbone, "class_names": self.class_names, **self.settings, "name": self.name}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**{**config, "backbone": keras.saving.deserialize_keras_object(config["backbone"])})
 
 
 def fcos(num_classes, backbone="resnet50", weights=None, short_sides=None, long_side=1333, improved=False):

@@ -176,9 +176,9 @@ class RetinaNet(Detector):
         **kwargs,
     ):
         super().__init__(class_names, **kwargs)
-        self.settings = {"short_sides": tuple(short_sides), "long_side": long_side, "channels": channels}
-        self.settings |= {"p6_from": p6_from, "fitted": fitted}
-        self.backbone, self.anchors = backbone, list(anchors)
+        self.settings = {"backbone": backbone, "anchors": list(anchors), "short_sides": tuple(short_sides)}
+        self.settings |= {"long_side": long_side, "channels": channels, "p6_from": p6_from, "fitted": fitted}
+        self.backbone = backbone
         self.neck = FPN(("C3", "C4", "C5"), channels, extra="conv", p6_from=p6_from, name="neck")
         self.head = RetinaNetHead(anchors[0].num_anchors, self.num_classes, channels, name="head")
 
@@ -202,21 +202,6 @@ class RetinaNet(Detector):
 
     def encode(self, image, boxes, labels, seed):
         return self.encoder(boxes, labels, size_without_padding(image))
-
-    def get_config(self):
-        return {
-            "backbone": keras.saving.serialize_keras_object(self.backbone),
-            "class_names": self.class_names,
-            "anchors": [keras.saving.serialize_keras_object(generator) for generator in self.anchors],
-            **self.settings,
-            "name": self.name,
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        restore = keras.saving.deserialize_keras_object
-        config = {**config, "backbone": restore(config["backbone"])}
-        return cls(**{**config, "anchors": [restore(generator) for generator in config["anchors"]]})
 
 
 def retinanet(num_classes, backbone="resnet50", weights=None, short_sides=None, long_side=1333, p6_from="C5"):

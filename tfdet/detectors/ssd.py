@@ -154,9 +154,10 @@ class SSD(Detector):
 
     def __init__(self, backbone, class_names, image_size, priors, extras, **kwargs):
         super().__init__(class_names, **kwargs)
-        self.backbone, self.image_size, self.extras = backbone, image_size, tuple(tuple(extra) for extra in extras)
-        self.prior_boxes = list(priors)
-        self.neck = SSDNeck(self.extras, name="neck")
+        extras = tuple(tuple(extra) for extra in extras)
+        self.settings = {"backbone": backbone, "image_size": image_size, "priors": list(priors), "extras": extras}
+        self.backbone = backbone
+        self.neck = SSDNeck(extras, name="neck")
         self.head = SSDHead([prior.num_priors for prior in priors], self.num_classes, name="head")
 
         levels = self.neck(self.backbone(keras.Input((image_size, image_size, 3))))
@@ -176,22 +177,6 @@ class SSD(Detector):
     def call(self, images, training=None):
         features = self.backbone(images, training=training)
         return self.head(self.neck(features))
-
-    def get_config(self):
-        return {
-            "backbone": keras.saving.serialize_keras_object(self.backbone),
-            "class_names": self.class_names,
-            "image_size": self.image_size,
-            "priors": [keras.saving.serialize_keras_object(prior) for prior in self.prior_boxes],
-            "extras": self.extras,
-            "name": self.name,
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        restore = keras.saving.deserialize_keras_object
-        config = {**config, "backbone": restore(config["backbone"]), "priors": [restore(p) for p in config["priors"]]}
-        return cls(**config)
 
 
 # (first, lowest) ratio of prior size to image size: see anchors.ssd_sizes.
