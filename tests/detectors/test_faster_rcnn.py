@@ -573,7 +573,8 @@ def test_a_backbone_whose_finest_map_is_c3(small):
     maps = {name: small.backbone.output[name] for name in ("C3", "C4", "C5")}
     backbone = keras.Model(small.backbone.input, maps)
     anchors = [AnchorGenerator((8 * 2**k,), (1.0,), 2**k) for k in range(3, 7)]
-    assert [generator.sizes for generator in faster_rcnn_fpn(1, backbone).settings["anchors"]] == [(32,), (64,), (128,), (256,)]
+    published = faster_rcnn_fpn(1, backbone).settings["anchors"]
+    assert [generator.sizes for generator in published] == [(32,), (64,), (128,), (256,)]
     model = FasterRCNN(backbone, 1, anchors, (64,), 96, channels=8, rpn_channels=8, box_width=16)
     for side, level in ((20, "P3"), (112, "P3"), (300, "P4"), (1000, "P5")):
         assert levels_read(model, [(f"P{k}", 8) for k in range(3, 7)], side) == [level]
@@ -604,7 +605,7 @@ def vgg16():
 
 
 def test_the_published_settings_of_the_original(vgg16):
-    (generator,) = vgg16.anchors
+    (generator,) = vgg16.settings["anchors"]
     assert (generator.sizes, generator.aspect_ratios, generator.stride) == ((128, 256, 512), (0.5, 1.0, 2.0), 16)
     assert (vgg16.resizer.short, vgg16.resizer.long, vgg16.augmentation.short_sides) == (600, 1000, (600,))
     assert not vgg16.encoder.crossing
@@ -678,7 +679,7 @@ def test_targets_in_a_batch_are_those_of_the_image_alone(small, make_dataset):
                 rest[:height, :width] = padding
                 assert np.all(rest == padding)
         # Neither on the padding to a multiple of 32.
-        for labels, generator in zip(together["rpn_labels"], small.anchors, strict=True):
+        for labels, generator in zip(together["rpn_labels"], small.settings["anchors"], strict=True):
             y, x, _ = np.nonzero(np.array(labels[i]) != -2)
             assert np.all(y * generator.stride <= FED_SIZES[i][0]) and np.all(x * generator.stride <= FED_SIZES[i][1])
             positives += np.sum(np.array(labels[i]) == 0)

@@ -62,7 +62,8 @@ def slim512():
 
 def test_ssd300_has_8732_priors(slim300):
     assert level_maps(slim300) == [38, 19, 10, 5, 3, 1]
-    per_level = [p.num_priors * cells**2 for p, cells in zip(slim300.settings["priors"], level_maps(slim300), strict=True)]
+    levels = zip(slim300.settings["priors"], level_maps(slim300), strict=True)
+    per_level = [prior.num_priors * cells**2 for prior, cells in levels]
     assert per_level == [5776, 2166, 600, 150, 36, 4]
     assert slim300.priors.shape == (8732, 4)
     ends = np.cumsum([0, *per_level])
@@ -79,7 +80,8 @@ def test_ssd300_has_8732_priors(slim300):
 
 def test_ssd512_has_24564_priors(slim512):
     assert level_maps(slim512) == [64, 32, 16, 8, 4, 2, 1]
-    per_level = [p.num_priors * cells**2 for p, cells in zip(slim512.settings["priors"], level_maps(slim512), strict=True)]
+    levels = zip(slim512.settings["priors"], level_maps(slim512), strict=True)
+    per_level = [prior.num_priors * cells**2 for prior, cells in levels]
     assert per_level == [16384, 6144, 1536, 384, 96, 16, 4]
     assert slim512.priors.shape == (24564, 4)
     np.testing.assert_allclose(slim512.priors[0], around(4, 4, 35.84, 35.84), rtol=1e-6)
