@@ -131,16 +131,17 @@ def test_which_detector_is_built(monkeypatch, make_dataset, recipe, backbone, fu
     )
     model = RECIPES[recipe].build(settings, make_dataset())
     backbone = () if function == "faster_rcnn_vgg16" else (backbone,)
-    given = None if weights == "none" else weights, (64, 96), 128, *((False,) if function == "fcos" else ())
+    given = None if weights == "none" else weights, (64, 96), 128, *((True,) if function == "fcos" else ())
     assert asked == [(function, ("red", "blue"), *backbone, *given)]
     assert (model.optimizer.momentum, float(model.optimizer.learning_rate)) == (0.9, 0.5)
 
 
-def test_fcos_can_be_the_improved_one(make_dataset, monkeypatch):
+@pytest.mark.parametrize(("flags", "improved"), [([], True), (["--version", "original"], False)])
+def test_fcos_has_two_versions(make_dataset, monkeypatch, flags, improved):
     asked = []
     monkeypatch.setattr(fcos, "fcos", lambda *all: asked.append(all) or tiny())
-    fcos.build(fcos.resolve(commandline.parse(fcos.Settings, ["--improved"])), make_dataset())
-    assert asked == [(("red", "blue"), "resnet_slim", None, (192, 224, 256), 400, True)]
+    fcos.build(fcos.resolve(commandline.parse(fcos.Settings, flags)), make_dataset())
+    assert asked == [(("red", "blue"), "resnet_slim", None, (192, 224, 256), 400, improved)]
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@
     python -m tfdet.recipes.fcos --data csv:FILE        your own photographs, on MobileNetV2
     python -m tfdet.recipes.fcos --data coco:DIR        the paper's ResNet-50, with its schedule 1x
 
-No run of it has been measured to its end yet.
+Measured runs, their settings and pictures: recipes/fcos/README.md.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ class Settings(training.Settings):
     """The short side of an image in pixels: training draws one of these, prediction takes the last."""
     long_side: int | None = None
     """The long side is at most so many pixels."""
-    improved: bool = False
-    """The released code's later settings: centre sampling, generalised IoU, distances in strides."""
+    version: Literal["original", "improved"] | None = None
+    """The paper's, or the released code's later one: centre sampling, generalised IoU, distances in strides."""
     weights: str | None = None
     """Start from these weights of the whole detector, an improved one: a state dict of torchvision's
     fcos_resnet50_fpn."""
@@ -40,6 +40,7 @@ class Settings(training.Settings):
 
 # What follows from the data where the command line is silent.
 SHAPES = {
+    "version": "improved",
     "backbone": "resnet_slim",
     "backbone_weights": "none",
     "short_sides": (192, 224, 256),
@@ -53,7 +54,8 @@ SHAPES = {
     "warmup_steps": 100,
     "weight_decay": 1e-4,
 }
-PHOTOGRAPHS = {  # some hundreds of one's own; how good this is has not been measured yet
+PHOTOGRAPHS = {  # some hundreds of one's own; what BCCD's were measured with
+    "version": "improved",
     "backbone": "mobilenet_v2",
     "backbone_weights": "imagenet",
     "short_sides": (224, 256, 288),
@@ -67,6 +69,7 @@ PHOTOGRAPHS = {  # some hundreds of one's own; how good this is has not been mea
     "weight_decay": 1e-4,
 }
 PAPER = {
+    "version": "original",
     "backbone": "resnet50",
     "backbone_weights": "imagenet",
     "short_sides": (800,),
@@ -95,7 +98,7 @@ def build(settings, dataset):
     else:
         weights = None if settings.backbone_weights == "none" else settings.backbone_weights
         sizes = settings.short_sides, settings.long_side
-        model = fcos(dataset.class_names, settings.backbone, weights, *sizes, settings.improved)
+        model = fcos(dataset.class_names, settings.backbone, weights, *sizes, settings.version == "improved")
     model.compile(training.optimizer(settings))
     return model
 
