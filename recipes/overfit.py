@@ -42,7 +42,7 @@ def fcos(class_names):
 
 
 def centernet(class_names):
-    return CenterNet(tfdet.backbones.resnet18_up(), class_names, side=512)
+    return CenterNet(tfdet.backbones.resnet18_up(), class_names, side=384)
 
 
 DETECTORS = {"faster_rcnn": faster_rcnn, "retinanet": retinanet, "fcos": fcos, "centernet": centernet}
