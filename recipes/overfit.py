@@ -35,7 +35,11 @@ def retinanet(class_names):
     return RetinaNet(tfdet.backbones.resnet_slim(), class_names, anchors, **SIDES, channels=64)
 
 
-DETECTORS = {"faster_rcnn": faster_rcnn, "retinanet": retinanet}
+def cornernet(class_names):
+    return tfdet.cornernet(class_names, "resnet_slim_up", side=512)
+
+
+DETECTORS = {"faster_rcnn": faster_rcnn, "retinanet": retinanet, "cornernet": cornernet}
 
 
 def eight(spec):
