@@ -18,6 +18,7 @@ import numpy as np
 import tfdet
 from tfdet.anchors import AnchorGenerator
 from tfdet.detectors.centernet import CenterNet
+from tfdet.detectors.cornernet import CornerNet
 from tfdet.detectors.faster_rcnn import FasterRCNN
 from tfdet.detectors.fcos import FCOS
 from tfdet.detectors.retinanet import RetinaNet
@@ -45,7 +46,17 @@ def centernet(class_names):
     return CenterNet(tfdet.backbones.resnet18_up(), class_names, side=384)
 
 
-DETECTORS = {"faster_rcnn": faster_rcnn, "retinanet": retinanet, "fcos": fcos, "centernet": centernet}
+def cornernet(class_names):
+    return CornerNet(tfdet.backbones.resnet_slim_up(), class_names, side=384, keep_size=False, channels=64, multiple=32)
+
+
+DETECTORS = {
+    "faster_rcnn": faster_rcnn,
+    "retinanet": retinanet,
+    "fcos": fcos,
+    "centernet": centernet,
+    "cornernet": cornernet,
+}
 
 
 def eight(spec):

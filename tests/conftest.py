@@ -1,7 +1,9 @@
 """Fixtures for all tests."""
 
 import io
+import math
 import os
+import zlib
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow is first imported
@@ -77,6 +79,26 @@ def make_dataset(draw_image):
 def two_replicas():
     """A strategy of two replicas. One for all tests: a second one in the process would get into the first one's way."""
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture
+def seeded():
+    """A function (name of a PyTorch tensor, its shape) -> numbers that depend on nothing else.
+
+    The reference numbers of backbones come from other codes with weights made by this very function.
+    """
+
+    def make(name, shape):
+        numbers = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+        if len(shape) > 1:
+            numbers *= math.sqrt(2 / math.prod(shape[1:]))
+        elif name.endswith("running_var"):
+            numbers = 1 + 0.1 * abs(numbers)
+        else:
+            numbers = 0.1 * numbers + name.endswith("weight")
+        return np.asarray(numbers, np.float32)
+
+    return make
 
 
 @pytest.fixture(scope="session")

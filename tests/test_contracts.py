@@ -56,6 +56,7 @@ DETECTORS = [
         120,
     ),
     Row("centernet", lambda class_names: tfdet.centernet(class_names, "resnet_slim_up", side=256), steps=120),
+    Row("cornernet", lambda class_names: tfdet.cornernet(class_names, "resnet_slim_up", side=256)),
 ]
 
 TALL = (330, 210, [(20, 30, 110, 140), (90, 180, 190, 300)], [0, 1])  # height, width, boxes, labels

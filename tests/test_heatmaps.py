@@ -187,3 +187,19 @@ def test_peaks_in_a_graph_that_does_not_know_the_size():
         heatmap = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         for one, other in zip(find(heatmap), heatmaps.peaks(heatmap, 100), strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+def test_values_at_cells():
+    maps = np.arange(2 * 3 * 4 * 2, dtype=np.float32).reshape(2, 3, 4, 2)
+    cells = np.int32([[(0, 0), (2, 1), (-1, -1)], [(1, 3), (-1, -1), (2, 3)]])
+    values = heatmaps.values_at(maps, cells).numpy()
+    for image, place, row, column in ((0, 0, 0, 0), (0, 1, 2, 1), (1, 0, 1, 3), (1, 2, 2, 3)):
+        np.testing.assert_array_equal(values[image, place], maps[image, row, column])
+    assert np.isfinite(values).all()
+
+
+def test_rows_of_fixed_length():
+    rows = np.float32([(1, 2), (3, 4)])
+    np.testing.assert_array_equal(heatmaps.of_fixed_length(rows, 3, -1.0), [(1, 2), (3, 4), (-1, -1)])
+    np.testing.assert_array_equal(heatmaps.of_fixed_length(rows, 1, -1.0), [(1, 2)])
+    np.testing.assert_array_equal(heatmaps.of_fixed_length(rows[:0], 1, 0.0), [(0, 0)])

@@ -303,3 +303,25 @@ def test_iou_losses_of_half_precision_are_computed_in_float32():
         exact = loss(tf.cast(target, tf.float32), tf.cast(prediction, tf.float32))
         np.testing.assert_array_equal(loss(target, prediction), exact)
         assert np.isfinite(exact)
+
+
+# embeddings of both corners of up to three objects, and which of these there are -> pull, push
+EMBEDDINGS = {
+    "no object": ([], 0, 0),
+    "one, corners alike": ([(3, 3)], 0, 0.9999),
+    "one, corners 1 apart": ([(3, 4)], 2 * 0.25, 0.9999),
+    "two, far apart": ([(0, 0.5), (3, 3)], 2 * 0.0625 / 2, 0),
+    "two, half a unit apart": ([(0, 0), (0, 1)], 2 * 0.25 / 2, 0.5),
+    "two, at one place": ([(2, 2), (2, 2)], 0, 1),
+    "three, of which two are near": ([(0, 0), (0.25, 0.25), (9, 9)], 0, 2 * 0.75 / 6),
+}
+
+
+@pytest.mark.parametrize(("embeddings", "pull", "push"), EMBEDDINGS.values(), ids=EMBEDDINGS)
+def test_pull_and_push_by_hand(embeddings, pull, push):
+    """To the 1e-4 that the released code adds to its denominators; the second image has no object."""
+    tags, valid = np.full((2, 4, 2), 7, np.float32), np.zeros((2, 4))
+    for place, embedding in zip((0, 2, 3), embeddings, strict=False):
+        tags[0, place], valid[0, place] = embedding, 1
+    found = losses.pull_and_push(tags[..., 0], tags[..., 1], valid)
+    np.testing.assert_allclose(found, [(pull, 0), (push, 0)], atol=2e-3)

@@ -354,3 +354,10 @@ def test_best_pairs_are_those_of_each_image():
         np.testing.assert_array_equal(np.sort(kept[i][kept[i] > NOTHING]), expected)
         chosen = scores[i][places[i]]
         np.testing.assert_array_equal(kept[i], np.where(chosen >= expected[0], chosen, NOTHING))
+
+
+def test_soft_merge_drops_what_is_not_better_than_the_threshold():
+    found = nms.soft_merge([found_once((BOX, 0.9, 0), (BOX, 0.5, 0), (FAR, 0.05, 0))], 3, score_threshold=0.06)
+    np.testing.assert_allclose(found["scores"], [[0.9, 0.5 * ONCE, 0]], rtol=1e-5)
+    found = nms.soft_merge([found_once((BOX, 0.9, 0), (BOX, 0.5, 0), (FAR, 0.05, 0))], 3, score_threshold=0.07)
+    np.testing.assert_allclose(found["scores"], [[0.9, 0, 0]], rtol=1e-5)

@@ -207,6 +207,15 @@ def test_short_side_pads_to_another_multiple():
     assert ShortSide(40, 100, 128)(np.zeros((40, 80, 3), np.uint8)).shape == (128, 128, 3)
 
 
+@pytest.mark.parametrize(("size", "padded"), [((30, 31), (31, 31)), ((32, 63), (63, 63)), ((64, 1), (95, 31))])
+def test_one_pixel_less_than_a_multiple(size, padded):
+    """As the released CornerNet's `side | 31`."""
+    image = np.zeros((*size, 3), np.uint8)
+    assert KeepSize(32, 31)(image).shape == (*padded, 3)
+    assert ShortSide(min(size), max(size), 32, 31)(image).shape == (*padded, 3)
+    assert rescale(KeepSize(32, 31)(image), 2, 32, 31).shape == (*(2 * side + 1 for side in padded), 3)
+
+
 def test_padding_gets_the_colour_that_is_given():
     images = np.full((1, 4, 4, 3), 9, np.float32)
     images[:, 3:], images[:, :, 2:] = np.nan, np.nan

@@ -9,6 +9,7 @@ from tfdet import anchors, assigners, backbones, boxes, coders, drawing, heatmap
 from tfdet.data import load_dataset
 from tfdet.data.pipeline import training_batches, validation_batches
 from tfdet.detectors.centernet import CenterNet, centernet
+from tfdet.detectors.cornernet import CornerNet, cornernet
 from tfdet.detectors.faster_rcnn import FasterRCNN, faster_rcnn_fpn, faster_rcnn_vgg16
 from tfdet.detectors.fcos import FCOS, fcos
 from tfdet.detectors.retinanet import RetinaNet, retinanet
@@ -23,6 +24,7 @@ __all__ = [
     "FCOS",
     "SSD",
     "CenterNet",
+    "CornerNet",
     "Detections",
     "Evaluation",
     "FasterRCNN",
@@ -34,6 +36,7 @@ __all__ = [
     "boxes",
     "centernet",
     "coders",
+    "cornernet",
     "detect",
     "detect_files",
     "drawing",

@@ -90,3 +90,16 @@ def peaks(heatmap, k):
     scores, chosen = ops.top_k(ops.pad(pairs, [[0, 0], [0, k]], constant_values=LOWEST), k)
     cells = ops.take_along_axis(cells, ops.minimum(chosen // classes, count - 1), axis=1)
     return scores, chosen % classes, cells // width, cells % width
+
+
+def values_at(maps, cells):
+    """What maps [B, H, W, N] say in cells int32 [B, K, 2], row and column -> [B, K, N]; in negative ones, something."""
+    _, height, width, channels = ops.shape(maps)
+    index = ops.maximum(cells[..., 0] * width + cells[..., 1], 0)
+    return ops.take_along_axis(ops.reshape(maps, (-1, height * width, channels)), index[..., None], axis=1)
+
+
+def of_fixed_length(rows, length, padding):
+    """The first rows of [M, N], or fewer and padding: [length, N]. Targets of images are of one shape."""
+    rows = ops.pad(rows, [[0, length], [0, 0]], constant_values=padding)
+    return ops.reshape(rows[:length], (length, ops.shape(rows)[-1]))

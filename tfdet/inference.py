@@ -47,7 +47,7 @@ def with_flip_and_scales(detector, flip=True, scales=(1.0,)):
     """A copy of the detector that looks at each image several times, for `predict`, `detect`, `evaluate` and `export`.
 
     It is slower and better: CenterNet's published figures "with flip" and "multi-scale" are those of flip=True, and of
-    scales=(0.5, 0.75, 1, 1.25, 1.5) besides.
+    scales=(0.5, 0.75, 1, 1.25, 1.5) besides. CornerNet's are all with flip=True.
 
     Args:
         flip: look at the mirror image, too.
@@ -57,7 +57,9 @@ def with_flip_and_scales(detector, flip=True, scales=(1.0,)):
     """
     config = detector.get_config()
     if not {"flip", "scales"} <= set(config):
-        raise TfdetError(f"{detector.name}: this detector looks at an image once; CenterNet knows flip and scales")
+        raise TfdetError(
+            f"{detector.name}: this detector looks at an image once; those of keypoints know flip and scales"
+        )
     return _copy(detector, {**config, "flip": flip, "scales": tuple(scales)})
 
 

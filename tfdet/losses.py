@@ -90,6 +90,30 @@ def heatmap_focal(targets, logits):
     return ops.square(weight * ops.sigmoid(against)) * ops.softplus(against)
 
 
+def pull_and_push(first, second, valid):
+    """Embeddings of both corners of an object should be alike, unlike those of other objects (CornerNet, eq. 4 and 5).
+
+    Pull: the squares of how far both are from their mean, the mean over the objects. Push: max(0, 1 - distance) of the
+    means of two objects, the mean over all ordered pairs.
+
+    As in the released code the denominators are larger by 1e-4, and an object takes part in pairs with itself, of which
+    a constant is subtracted; for an image with one object that leaves a push of 0.9999, without a slope.
+
+    Args:
+        first, second: [B, M], one embedding a corner.
+        valid: [B, M], 1 or true where there is an object.
+    Returns:
+        pull and push of each image, float32 [B] each.
+    """
+    first, second, valid = (ops.cast(values, "float32") for values in (first, second, valid))
+    count = ops.sum(valid, axis=1)
+    mean = (first + second) / 2
+    pull = ops.sum(valid * (ops.square(first - mean) + ops.square(second - mean)), axis=1) / (count + 1e-4)
+    closeness = ops.relu(1 - ops.abs(mean[:, :, None] - mean[:, None, :])) - 1 / (count + 1e-4)[:, None, None]
+    pairs = valid[:, :, None] * valid[:, None, :]
+    return pull, ops.sum(pairs * closeness, axis=(1, 2)) / (count * (count - 1) + 1e-4)
+
+
 def _modulated(logits, gamma):
     """p^gamma * -log(1 - p) of p = sigmoid(logit)."""
     cost = ops.softplus(logits)

@@ -53,12 +53,13 @@ def soft_nms(boxes, scores, sigma=0.5, score_threshold=0.001, max_outputs=None):
     )
 
 
-def soft_merge(detections, max_detections, sigma=0.5):
+def soft_merge(detections, max_detections, sigma=0.5, score_threshold=0.001):
     """What was found in the same images several times: soft-NMS inside each class of each image, then the best of all.
 
     Args:
-        detections: list of what `multiclass_nms` returns.
+        detections: list of what `multiclass_nms` returns; their numbers are not needed, nor any order.
         max_detections: K.
+        score_threshold: what has no better score, from the start or after all, is dropped.
     Returns:
         as `multiclass_nms`.
     """
@@ -66,7 +67,7 @@ def soft_merge(detections, max_detections, sigma=0.5):
 
     def merge(columns):
         boxes, scores, labels = columns
-        kept, scores = soft_nms(_apart(boxes, labels), scores, sigma, max_outputs=max_detections)
+        kept, scores = soft_nms(_apart(boxes, labels), scores, sigma, score_threshold, max_detections)
         missing = [[0, max_detections - tf.shape(kept)[0]]]
         kept, scores = (tf.ensure_shape(tf.pad(one, missing), [max_detections]) for one in (kept, scores))
         return tf.gather(boxes, kept), scores, tf.gather(labels, kept)

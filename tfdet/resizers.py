@@ -35,16 +35,19 @@ class ShortSide:
 
     Args:
         short, long: pixels.
+        remainder: what the padded sides leave when they are divided by the multiple, in pixels.
     """
 
-    def __init__(self, short, long, multiple=32):
-        self.short, self.long, self.multiple = short, long, multiple
+    def __init__(self, short, long, multiple=32, remainder=0):
+        self.short, self.long, self.multiple, self.remainder = short, long, multiple, remainder
 
     def __call__(self, images):
         """images [..., H, W, 3] of any dtype, 0..255 -> float32 [..., h, w, 3], NaN where there is no image."""
         # keras.ops cannot resize to a size that only the graph knows.
         height, width = self.size(*tf.unstack(tf.shape(images)[-3:-1]))
-        return _pad(tf.image.resize(tf.cast(images, tf.float32), tf.stack([height, width])), self.multiple)
+        return _pad(
+            tf.image.resize(tf.cast(images, tf.float32), tf.stack([height, width])), self.multiple, self.remainder
+        )
 
     def size(self, height, width):
         """Height and width of an image after resizing, without the padding: int32."""
@@ -64,29 +67,29 @@ class KeepSize:
     """Every image in its own size, padded as `ShortSide` does (CenterNet's test on COCO).
 
     Args:
-        multiple: of what both sides become, in pixels.
+        multiple, remainder: as those of `ShortSide`.
     """
 
-    def __init__(self, multiple=32):
-        self.multiple = multiple
+    def __init__(self, multiple=32, remainder=0):
+        self.multiple, self.remainder = multiple, remainder
 
     def __call__(self, images):
         """As `ShortSide`."""
-        return _pad(tf.cast(images, tf.float32), self.multiple)
+        return _pad(tf.cast(images, tf.float32), self.multiple, self.remainder)
 
     def scale(self, height, width):
         """As that of `Warp`."""
         return _scale(height, width, height, width)
 
 
-def rescale(images, factor, multiple):
-    """Fed images [..., H, W, 3] at `factor` times their size: [..., h, w, 3], padded again to the multiple."""
+def rescale(images, factor, multiple, remainder=0):
+    """Fed images [..., H, W, 3] at `factor` times their size: [..., h, w, 3], padded again as `ShortSide` does."""
     sides = tf.cast(tf.round(factor * tf.cast(tf.shape(images)[-3:-1], tf.float32)), tf.int32)
     padding = tf.math.is_nan(images)
     # Apart from each other: interpolation would let the padding eat into the image.
     resized = tf.image.resize(tf.where(padding, 0.0, images), sides)
     padding = tf.image.resize(tf.cast(padding, tf.uint8), sides, "nearest") > 0
-    return _pad(tf.where(padding, float("nan"), resized), multiple)
+    return _pad(tf.where(padding, float("nan"), resized), multiple, remainder)
 
 
 def without_padding(images, colour=255 * TORCH_MEAN):
@@ -104,10 +107,10 @@ def size_without_padding(images):
     return ops.sum(real[..., :, 0], axis=-1), ops.sum(real[..., 0, :], axis=-1)
 
 
-def _pad(images, multiple):
-    """NaN at the right and at the bottom, up to a multiple of so many pixels."""
+def _pad(images, multiple, remainder):
+    """NaN at the right and at the bottom, up to a multiple of so many pixels and a remainder."""
     height, width = tf.unstack(tf.shape(images)[-3:-1])
-    padding = [[0, -height % multiple], [0, -width % multiple], [0, 0]]
+    padding = [[0, (remainder - height) % multiple], [0, (remainder - width) % multiple], [0, 0]]
     return tf.pad(images, [[0, 0]] * (len(images.shape) - 3) + padding, constant_values=float("nan"))
 
 

@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from tfdet.backbones import keypoints
-from tfdet.backbones.hourglass import hourglass
+from tfdet.backbones.hourglass import hourglass, hourglass_slim
 from tfdet.errors import TfdetError
 
 # Of CenterNet's `exkp` with two levels, dims 8, 12, 16 and modules 2, 1, 2
@@ -50,3 +50,8 @@ def test_sides(side, legal, image):
     else:
         with pytest.raises(TfdetError, match=f"{side} x {side} pixels: sides must be multiples of 16, or one"):
             model(image(side))
+
+
+def test_the_slim_one(image):
+    (name, values), *rest = hourglass_slim()(image(63)).items()
+    assert (name, tuple(values.shape), rest) == ("stack1", (1, 16, 16, 48), [])

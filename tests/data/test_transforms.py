@@ -512,6 +512,23 @@ def test_windows_by_hand(monkeypatch, scale, point, mirrored, box, expected):
     np.testing.assert_allclose(found, shown, atol=0.6)
 
 
+@pytest.mark.parametrize(("shape", "scale"), [((200, 100), 4), ((300, 700), 0), ((50, 60), 7)])
+def test_in_its_own_size_the_window_does_not_follow_the_image(monkeypatch, shape, scale):
+    """It is 0.6 to 1.3 times as large as the fed image of 40 pixels: a box becomes 1/0.6 to 1/1.3 times as large."""
+    draw = Chosen(0.5, chances=[False])
+    numbers = [scale, 0, 0]
+    draw.integer = lambda high: tf.constant(min(numbers.pop(0), int(high) - 1))
+    draw.normal = lambda deviation, shape: tf.zeros(shape)
+    monkeypatch.setattr(transforms, "Draw", lambda seed: draw)
+    height, width = shape
+    left, top = (transforms.inner_point(side, Chosen(integer=0)) for side in (width, height))
+    box = np.float32([(left, top, left + 6, top + 3)])
+    fed, (found, *_), _ = CenterNetAugmentation(40, of_own_size=True)(np.zeros((*shape, 3), np.uint8), box, [0], (0, 0))
+    assert fed.shape == (40, 40, 3)
+    zoom = 40 / round(40 * (0.6 + 0.1 * scale))
+    np.testing.assert_allclose(found, (20, 20, 20 + 6 * zoom, 20 + 3 * zoom), atol=1e-3)
+
+
 @pytest.fixture(scope="module")
 def crop():
     """To images of 96 pixels a side."""

@@ -7,7 +7,9 @@ from safetensors.numpy import save_file
 
 from tfdet import backbones
 from tfdet.backbones import keypoints
-from tfdet.detectors.originals import centernet_original
+from tfdet.backbones.hourglass import hourglass
+from tfdet.detectors.cornernet import CornerNet
+from tfdet.detectors.originals import centernet_original, cornernet_original
 from tfdet.errors import WeightsError
 
 # network -> where its heads have the 3x3 and the 1x1 convolution of each stack, and the channels between them
@@ -90,3 +92,57 @@ def test_what_is_no_checkpoint_of_it_is_refused(tmp_path):
     save_file({"fc.weight": np.zeros((3, 2), np.float32)}, tmp_path / "other.safetensors")
     with pytest.raises(WeightsError, match="not a checkpoint of CenterNet's detectors"):
         centernet_original(tmp_path / "other.safetensors")
+
+
+# Of princeton-vl/CornerNet's `kp` with two levels, dims 8, 12, 16, modules 2, 1, 2 and pools of 4 channels instead of
+# 128, its tensors made by `seeded`: the mean of each map, and what it says in the first and in the last cell.
+CORNERNET = {
+    "top_left_heatmap": [
+        (-8.304805, [1.73551, -4.88391, 1.148849], [0.38805, -0.51598, -1.22986]),
+        (4.462835, [-57.06712, -68.572923, 136.113464], [49.320301, 48.02016, 173.689499]),
+    ],
+    "bottom_right_heatmap": [
+        (36.948444, [29.0375, -6.58693, 34.45185], [28.96965, 0.28429, 45.54866]),
+        (48.034428, [-18.936001, 21.54785, 24.48201], [-6.12758, -324.056274, 246.372955]),
+    ],
+    "top_left_tag": [(-2.80959, [5.86261], [-1.47754]), (29.033211, [23.196140], [-3.40666])],
+    "bottom_right_tag": [(-3.681657, [6.18109], [-1.78495]), (92.613960, [67.36248], [104.71981])],
+    "top_left_offset": [
+        (-13.082296, [-1.21375, -11.0277], [1.56792, -2.15712]),
+        (-33.80006, [123.753128, -68.448639], [197.267275, -33.177662]),
+    ],
+    "bottom_right_offset": [
+        (21.482735, [12.77299, 2.93122], [1.0212, 9.32572]),
+        (-67.446579, [-8.60271, -8.42996], [-178.6996, -361.708374]),
+    ],
+}
+
+
+def test_cornernet_equals_the_released_code(seeded, monkeypatch, tmp_path):
+    monkeypatch.setattr(backbones, "hourglass104", lambda weights: hourglass((8, 12, 16), (2, 1, 2)))
+    model, state = CornerNet(backbones.build("hourglass104"), 3, 127, True, 8, 128), {}
+    for layer, name in (pair for part in (model.backbone, *model.heads) for pair in keypoints.torch_names(part)):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            shapes = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), layer.gamma.shape)
+        else:
+            shapes = {"weight": [layer.kernel.shape[axis] for axis in (3, 2, 0, 1)]}
+            shapes |= {"bias": layer.bias.shape} if layer.use_bias else {}
+        state |= {f"{name}.{part}": seeded(f"{name}.{part}", tuple(shape)) for part, shape in shapes.items()}
+    save_file(state, tmp_path / "released.safetensors")
+
+    model = cornernet_original(tmp_path / "released.safetensors", ("a", "b", "c"), side=127)
+    assert (model.class_names, model.settings["keep_size"]) == (("a", "b", "c"), True)
+    image = np.random.RandomState(0).uniform(0, 255, (1, 63, 63, 3)).astype(np.float32)
+    outputs = model(image)
+    for name, stacks in CORNERNET.items():
+        for values, (mean, first, last) in zip(outputs[name], stacks, strict=True):
+            assert values.shape == (1, 16, 16, len(first))
+            np.testing.assert_allclose(np.mean(values), mean, rtol=1e-4)
+            np.testing.assert_allclose(values[0, 0, 0], first, rtol=1e-4, atol=1e-3)
+            np.testing.assert_allclose(values[0, -1, -1], last, rtol=1e-4, atol=1e-3)
+
+    with pytest.raises(WeightsError, match="it knows 3 classes, but there are 2 names"):
+        cornernet_original(tmp_path / "released.safetensors", ("a", "b"))
+    save_file({"hm.0.weight": np.zeros((3, 2), np.float32)}, tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match="not a checkpoint of CornerNet"):
+        cornernet_original(tmp_path / "other.safetensors")

@@ -8,7 +8,7 @@ import keras
 
 from ..errors import TfdetError
 from .dla import dla34
-from .hourglass import hourglass104
+from .hourglass import hourglass54, hourglass104, hourglass_slim
 from .keras_models import from_keras, is_backbone
 from .mobilenet import mobilenet_v2
 from .resnet import resnet18, resnet34, resnet50, resnet101, resnet_slim
@@ -21,7 +21,9 @@ __all__ = [
     "build",
     "dla34",
     "from_keras",
+    "hourglass54",
     "hourglass104",
+    "hourglass_slim",
     "mobilenet_v2",
     "mobilenet_v2_up",
     "resnet18",
@@ -46,10 +48,10 @@ def build(backbone, weights=None):
 
     Args:
         backbone: "vgg16" (SSD's, `vgg16_reduced`), "mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101",
-            "vgg_slim", "resnet_slim"; for the keypoint detectors "dla34", "hourglass104", "resnet18_dcn",
-            "resnet101_dcn", "resnet18_up", "resnet101_up", "mobilenet_v2_up", "resnet_slim_up"; or a Keras model: one
-            whose outputs are named C2 .. C5, or stack1, ..., is taken as it is, one of KerasHub or KerasCV goes through
-            `from_keras`.
+            "vgg_slim", "resnet_slim"; for the keypoint detectors "dla34", "hourglass104", "hourglass54",
+            "hourglass_slim", "resnet18_dcn", "resnet101_dcn", "resnet18_up", "resnet101_up", "mobilenet_v2_up",
+            "resnet_slim_up"; or a Keras model: one whose outputs are named C2 .. C5, or stack1, ..., is taken as it is,
+            one of KerasHub or KerasCV goes through `from_keras`.
         weights: as the named function takes them; None for a Keras model, which brings its own.
     Raises: TfdetError for an unknown name, or for weights where none can be loaded.
     """
@@ -84,13 +86,20 @@ def build(backbone, weights=None):
             return resnet101_up(weights)
         case "mobilenet_v2_up":
             return mobilenet_v2_up(weights)
-        case "vgg_slim" | "resnet_slim" | "resnet_slim_up":
-            if weights is not None:
-                raise TfdetError(f"{backbone} has no published weights: train it from scratch, or pass a trained model")
-            return {"vgg_slim": vgg_slim, "resnet_slim": resnet_slim, "resnet_slim_up": resnet_slim_up}[backbone]()
+    unpublished = {
+        "vgg_slim": vgg_slim,
+        "resnet_slim": resnet_slim,
+        "resnet_slim_up": resnet_slim_up,
+        "hourglass54": hourglass54,
+        "hourglass_slim": hourglass_slim,
+    }
+    if backbone in unpublished:
+        if weights is not None:
+            raise TfdetError(f"{backbone} has no published weights: train it from scratch, or pass a trained model")
+        return unpublished[backbone]()
     names = (
         "vgg16, mobilenet_v2, resnet18, resnet34, resnet50, resnet101, vgg_slim, resnet_slim, "
-        "or for keypoints dla34, hourglass104, resnet18_dcn, resnet101_dcn, resnet18_up, resnet101_up, "
-        "mobilenet_v2_up, resnet_slim_up"
+        "or for keypoints dla34, hourglass104, hourglass54, hourglass_slim, resnet18_dcn, resnet101_dcn, "
+        "resnet18_up, resnet101_up, mobilenet_v2_up, resnet_slim_up"
     )
     raise TfdetError(f"unknown backbone {backbone!r}: choose {names}, or pass a keras.Model")

@@ -5,7 +5,8 @@
     hourglass: residual blocks, and beside them: blocks of half the size -> hourglass -> blocks -> doubled; the sum
 
 After Newell et al. (arXiv 1603.06937), but halving is done by blocks of stride 2, not by pooling, and the doubling
-repeats pixels. Source: xingyizhou/CenterNet, `models/networks/large_hourglass.py`; the layers have its names.
+repeats pixels. Source: princeton-vl/CornerNet, `models/py_utils/kp.py`, and xingyizhou/CenterNet,
+`models/networks/large_hourglass.py`, which is the same network; the layers have their names.
 """
 
 import keras
@@ -17,8 +18,8 @@ def hourglass104(weights=None):
     """Builds Hourglass-104: two stacks, 187.7 million weights.
 
     Args:
-        weights: None (random), or a file: a released CenterNet checkpoint such as ctdet_coco_hg.pth, whose heads are
-            not read.
+        weights: None (random), or a file: a released checkpoint of CenterNet or CornerNet, such as ctdet_coco_hg.pth
+            or CornerNet_500000.pkl, whose heads are not read.
     Returns: as `hourglass`, 256 channels; sides must be multiples of 128, or one pixel less.
     Raises: WeightsError if the file cannot be read or does not fit.
     """
@@ -26,6 +27,19 @@ def hourglass104(weights=None):
     if weights is not None:
         load(model, weights, decoder="kps.")
     return model
+
+
+def hourglass54():
+    """Builds two of the three modules of CornerNet-Saccade's Hourglass-54 (Law et al., arXiv 1904.08900).
+
+    Two levels less deep than Hourglass-104, and one block on each. Sides must be multiples of 32, or one pixel less.
+    """
+    return hourglass((256, 384, 384, 512), (1, 1, 1, 1), name="hourglass54")
+
+
+def hourglass_slim():
+    """Builds one hourglass of 48 to 128 channels, to be trained from nothing on a CPU. Sides as of `hourglass54`."""
+    return hourglass((48, 64, 96, 128), (1, 1, 1, 1), stacks=1, name="hourglass_slim")
 
 
 def hourglass(channels, blocks, stacks=2, name="hourglass"):

@@ -75,8 +75,20 @@ def normalized(x, name, relu=True):
     return keras.layers.ReLU(name=f"{name}.relu")(x) if relu else x
 
 
+def point_map(x, channels, count, name, rare=False):
+    """A 3x3 and a 1x1 convolution, with biases and a ReLU between them, to a map of `count` channels.
+
+    rare: it starts with a probability of 0.1 everywhere.
+    """
+    uniform = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
+    bias = keras.initializers.Constant(-2.19 if rare else 0.0)
+    x = keras.layers.Conv2D(channels, 3, padding="same", kernel_initializer=uniform, name=f"{name}.0.conv")(x)
+    x = keras.layers.ReLU(name=f"{name}.0.relu")(x)
+    return keras.layers.Conv2D(count, 1, kernel_initializer=uniform, bias_initializer=bias, name=f"{name}.1")(x)
+
+
 def torch_names(model):
-    """Pairs each layer with its name in a released CenterNet checkpoint, for `load_torch`.
+    """Pairs each layer with its name in a released CenterNet or CornerNet checkpoint, for `load_torch`.
 
     Layers of the ResNets have torchvision's names, "." written "_"; the others keep the dots, because those names have
     underscores of their own. A deformable convolution's offsets come from a layer inside of it.
@@ -92,14 +104,14 @@ def torch_names(model):
 
 
 def to_rgb(state):
-    """The state dict of a released CenterNet checkpoint, its first convolution turned around to take RGB."""
+    """The state dict of a checkpoint of CenterNet or CornerNet, its first convolution turned around to take RGB."""
     return {
         key: value[:, ::-1] if key in FIRST_CONVOLUTIONS and value.ndim == 4 else value for key, value in state.items()
     }
 
 
 def load(model, weights, decoder, classifier=""):
-    """Loads a released CenterNet checkpoint, whose heads are not read, or a classifier of ImageNet.
+    """Loads a released CenterNet or CornerNet checkpoint, whose heads are not read, or a classifier of ImageNet.
 
     Args:
         weights: the file.

@@ -77,27 +77,29 @@ class SSDAugmentation:
 
 
 class CenterNetAugmentation:
-    """CenterNet's training augmentation (xingyizhou/CenterNet, ctdet.py): a square window, colours, flip.
+    """The training augmentation of CenterNet (xingyizhou/CenterNet, ctdet.py) and CornerNet: a window, colours, flip.
 
-    The window is 0.6, 0.7, .. 1.3 times as large as the image's long side, around a point that keeps 128 pixels away
-    from the border; in a small image 64, 32, ... (see `inner_point`). What of it lies outside the image is black.
+    The square window is 0.6, 0.7, .. 1.3 times as large as the image's long side, around a point that keeps 128 pixels
+    away from the border; in a small image 64, 32, ... (see `inner_point`). What of it lies outside the image is black.
 
-    The released code counts pixels from their centres, and mirrors one pixel off; here the window lies on whole pixels
+    The released codes count pixels from their centres, and mirror one pixel off; here the window lies on whole pixels
     and all is exact.
 
     Args:
         size: side of the fed image in pixels.
+        of_own_size: the window is so many times as large as the fed image, whatever the size of the image, so that
+            objects appear in about their own size (CornerNet, princeton-vl/CornerNet, sample/utils.py).
     """
 
-    def __init__(self, size):
-        self.size = size
+    def __init__(self, size, of_own_size=False):
+        self.size, self.of_own_size = size, of_own_size
 
     def __call__(self, image, boxes, labels, seed):
         """As SSDAugmentation, with those boxes of which anything is left inside. Bright pixels may exceed 255."""
         draw = Draw(seed)
         height, width = tf.unstack(tf.shape(image)[:2])
-        longest = tf.cast(tf.maximum(height, width), tf.float32)
-        side = tf.cast(tf.round(longest * (0.6 + 0.1 * tf.cast(draw.integer(8), tf.float32))), tf.int32)
+        unit = tf.cast(self.size if self.of_own_size else tf.maximum(height, width), tf.float32)
+        side = tf.cast(tf.round(unit * (0.6 + 0.1 * tf.cast(draw.integer(8), tf.float32))), tf.int32)
         side = tf.maximum(side, 1)
         left, top = (inner_point(length, draw) - side // 2 for length in (width, height))
         sides = tf.cast(tf.stack([width, height, width, height]), tf.float32)

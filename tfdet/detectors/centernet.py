@@ -100,11 +100,8 @@ class CenterNetTargetEncoder:
         radii, labels = ops.where(real, radii, -1), ops.maximum(labels, 0)
         heatmap = heatmaps.draw_gaussians((height, width, self.num_classes), cells, radii, labels)
         rows = {"cells": (cells, -1), "size": (sizes, 0.0), "offset": (offsets, 0.0)}
-        return {"heatmap": heatmap, **{name: self._of_fixed_length(*row) for name, row in rows.items()}}
-
-    def _of_fixed_length(self, values, padding):
-        values = ops.pad(values, [[0, self.max_objects], [0, 0]], constant_values=padding)
-        return ops.reshape(values[: self.max_objects], (self.max_objects, 2))
+        rows = {name: heatmaps.of_fixed_length(row, self.max_objects, empty) for name, (row, empty) in rows.items()}
+        return {"heatmap": heatmap, **rows}
 
 
 class CenterNetLoss:
@@ -130,7 +127,7 @@ class CenterNetLoss:
             return ops.sum(losses.heatmap_focal(targets["heatmap"], logits)) / ops.maximum(points, 1.0)
 
         def distance(name, prediction):
-            error = ops.sum(ops.abs(_at(prediction, cells) - targets[name]), axis=-1)
+            error = ops.sum(ops.abs(heatmaps.values_at(prediction, cells) - targets[name]), axis=-1)
             return ops.sum(valid * error) / (2 * count + 1e-4)
 
         stacks = len(outputs["heatmap"])
@@ -139,13 +136,6 @@ class CenterNetLoss:
             "size": sum(distance("size", sizes) for sizes in outputs["size"]) / stacks * self.size_weight,
             "offset": sum(distance("offset", offsets) for offsets in outputs["offset"]) / stacks,
         }
-
-
-def _at(maps, cells):
-    """What maps [B, h, w, N] say in cells int32 [B, K, 2] -> [B, K, N]; where those are negative, something."""
-    _, height, width, channels = ops.shape(maps)
-    index = ops.maximum(cells[..., 0] * width + cells[..., 1], 0)
-    return ops.take_along_axis(ops.reshape(maps, (-1, height * width, channels)), index[..., None], axis=1)
 
 
 class CenterNetDecoder:
@@ -165,8 +155,8 @@ class CenterNetDecoder:
         logits, sizes, offsets = (outputs[name][-1] for name in ("heatmap", "size", "offset"))
         best, labels, rows, columns = heatmaps.peaks(logits, self.keep)
         cells = ops.stack([rows, columns], axis=-1)
-        centres = ops.cast(ops.flip(cells, axis=-1), "float32") + _at(offsets, cells)
-        halves = ops.maximum(_at(sizes, cells), 0.0) / 2
+        centres = ops.cast(ops.flip(cells, axis=-1), "float32") + heatmaps.values_at(offsets, cells)
+        halves = ops.maximum(heatmaps.values_at(sizes, cells), 0.0) / 2
         boxes = ops.concatenate([centres - halves, centres + halves], axis=-1) * STRIDE
         heights, widths = ops.unstack(outputs["image_sizes"][:, None, :], 2, axis=-1)
         scores = ops.sigmoid(best)

@@ -6,6 +6,7 @@ Files are read without unpickling arbitrary code.
 from tfdet import backbones
 from tfdet.backbones import keypoints
 from tfdet.detectors.centernet import CenterNet
+from tfdet.detectors.cornernet import CornerNet
 from tfdet.errors import WeightsError
 from tfdet.weights import load_torch, read_state_dict
 
@@ -29,11 +30,9 @@ def centernet_original(path, class_names=None, side=512, keep_size=True):
     bias, kernel = state.get(f"{last}.bias"), state.get(f"{first}.weight")
     if bias is None or kernel is None:
         raise WeightsError(f"{path}: not a checkpoint of CenterNet's detectors: it has no {first} and {last}")
-    if class_names is not None and len(class_names) != len(bias):
-        raise WeightsError(f"{path}: it knows {len(bias)} classes, but there are {len(class_names)} names")
+    names = _names(path, class_names, bias)
     backbone = _network(state)
     multiple = 128 if backbone == "hourglass104" else 32
-    names = len(bias) if class_names is None else class_names
     model = CenterNet(backbones.build(backbone), names, side, keep_size, len(kernel), multiple, name="centernet")
     pairs = keypoints.torch_names(model.backbone)
     for stack, head in enumerate(model.heads):
@@ -44,6 +43,34 @@ def centernet_original(path, class_names=None, side=512, keep_size=True):
             pairs += [(head.convs[name], first), (head.lasts[name], last)]
     load_torch(pairs, state, path, ignore=keypoints.UNUSED)
     return model
+
+
+def cornernet_original(path, class_names=None, side=511, keep_size=True):
+    """CornerNet with the weights of a released checkpoint of princeton-vl/CornerNet, CornerNet_500000.pkl.
+
+    Its published figures are of images of their own size, and with their mirror images (tfdet.with_flip_and_scales).
+
+    Args:
+        path, class_names: as those of `centernet_original`.
+        side, keep_size: see CornerNet.
+    Raises:
+        WeightsError: the file cannot be read or does not fit.
+    """
+    state = keypoints.to_rgb(read_state_dict(path))
+    bias, kernel = state.get("tl_heats.0.1.bias"), state.get("tl_heats.0.0.conv.weight")
+    if bias is None or kernel is None:
+        raise WeightsError(f"{path}: not a checkpoint of CornerNet: it has no tl_heats.0.0.conv and tl_heats.0.1")
+    names, backbone = _names(path, class_names, bias), backbones.build("hourglass104")
+    model = CornerNet(backbone, names, side, keep_size, len(kernel), 128, name="cornernet")
+    load_torch([pair for part in (model.backbone, *model.heads) for pair in keypoints.torch_names(part)], state, path)
+    return model
+
+
+def _names(path, class_names, bias):
+    """The names of the classes, or the number of those that the heatmap's bias is for."""
+    if class_names is not None and len(class_names) != len(bias):
+        raise WeightsError(f"{path}: it knows {len(bias)} classes, but there are {len(class_names)} names")
+    return len(bias) if class_names is None else class_names
 
 
 def _network(state):

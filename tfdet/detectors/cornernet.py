@@ -1,0 +1,292 @@
+"""CornerNet (Law & Deng 2018, arXiv:1808.01244; released code: princeton-vl/CornerNet).
+
+An object is a pair of points, the top left and the bottom right corner of its box. On a map of stride 4 the network
+draws two heatmaps for every class, one a corner, and gives each corner an embedding: a number that both corners of an
+object share, by which they find each other.
+
+Which locations are positive? The two cells in which an object's corners lie, for its class: there the heatmaps should
+be 1. All others are negatives, of which those close by cost less: (1 - y)^4, where y is a Gaussian around the corner as
+wide as both corners may move until the IoU falls to 0.3. Nothing is ignored, and none is drawn by lot.
+
+What do they regress? Each corner alone, in its own cell: where in the cell it lies. And the embeddings of an object's
+corners should be alike (pull), those of all objects of an image, of whatever class, at least 1 apart (push).
+
+How is the score made? Of 100 peaks of either heatmap (`heatmaps.peaks`) all pairs of one class are boxes, if the second
+corner is not above or left of the first, and their embeddings no more than 0.5 apart. The score is the mean of both
+heatmaps' values; soft-NMS inside each class lowers it where a better box is.
+
+Differences from the released code: crowd regions are no objects; what lies beside the image is black as there, but the
+image lies in the corner and not in the middle of it; boxes of no area are left out; soft-NMS counts no "+1" pixels, and
+what it drops is gone (the released one leaves old rows behind); the mirror image is looked at on request only, whereas
+the published figures are with it (`tfdet.with_flip_and_scales`).
+"""
+
+import keras
+from keras import ops
+
+from tfdet import backbones, heatmaps, losses, nms
+from tfdet import boxes as box_ops
+from tfdet.backbones.keypoints import point_map
+from tfdet.corner_pooling import corner_pooling_module
+from tfdet.data.transforms import CenterNetAugmentation
+from tfdet.detectors.base import Detector
+from tfdet.distribution import sum_over_replicas
+from tfdet.errors import TfdetError
+from tfdet.resizers import KeepSize, ShortSide, rescale, without_padding
+
+STRIDE = 4  # pixels of a cell, but for the one that an odd side has less
+BLACK = 0.0
+POOLS = {"top_left": ("top", "left"), "bottom_right": ("bottom", "right")}
+MAPS = ("heatmap", "tag", "offset")
+
+
+def corner_heads(width, num_classes, channels, stack):
+    """Builds what follows a stack: for each corner a corner pooling module, and three maps.
+
+    Args:
+        width: channels of the stack.
+        channels: of the convolutions.
+        stack: its number from 0 on, for the names of the layers, which are those of the released code.
+    Returns: keras.Model, [B, h, w, width] -> {"top_left_heatmap": [B, h, w, num_classes], "top_left_tag": [B, h, w, 1],
+        "top_left_offset": [B, h, w, 2], "bottom_right_heatmap": ...}.
+    """
+    features, outputs = keras.Input((None, None, width)), {}
+    for (corner, directions), short in zip(POOLS.items(), ("tl", "br"), strict=True):
+        x = corner_pooling_module(features, channels, directions, f"{short}_cnvs.{stack}")
+        outputs[f"{corner}_heatmap"] = point_map(x, channels, num_classes, f"{short}_heats.{stack}", rare=True)
+        outputs[f"{corner}_tag"] = point_map(x, channels, 1, f"{short}_tags.{stack}")
+        outputs[f"{corner}_offset"] = point_map(x, channels, 2, f"{short}_regrs.{stack}")
+    return keras.Model(features, outputs, name=f"heads{stack + 1}")
+
+
+class CornerNetTargetEncoder:
+    """What the maps should say for one image.
+
+    Args:
+        size: height and width of the fed image where none is given.
+        max_objects: only so many have embeddings and offsets to learn; the heatmaps have all. (With more the released
+            code fails.)
+    """
+
+    def __init__(self, num_classes, size, min_overlap=0.3, max_objects=128):
+        self.num_classes, self.size = num_classes, size
+        self.min_overlap, self.max_objects = min_overlap, max_objects
+
+    def __call__(self, boxes, labels, size=None):
+        """boxes [M, 4] xyxy pixels of the fed image, labels int [M], its size with padding. M = 0 is legal.
+
+        Boxes are cut where the last row and column of pixels begin (released code); what then has no area is no object.
+
+        Returns:
+            {"top_left_heatmap" float32 [h, w, C], "top_left_cells" int32 [max_objects, 2], "top_left_offset" float32
+            [max_objects, 2], and the same of "bottom_right"}: of each object the row and column of the corner's cell,
+            and where in it the corner lies, x and y. Cells of rows without an object are -1.
+        """
+        height, width = self.size if size is None else size
+        rows, columns = -(-height // STRIDE), -(-width // STRIDE)  # of cells
+        boxes = box_ops.clip(boxes, ops.cast(height - 1, "float32"), ops.cast(width - 1, "float32"))
+        down, across = (ops.cast(a, "float32") / ops.cast(b, "float32") for a, b in ((rows, height), (columns, width)))
+        boxes = boxes * ops.stack([across, down, across, down])  # 511 pixels are 128 cells
+        sizes = boxes[:, 2:] - boxes[:, :2]
+        labels = ops.cast(labels, "int32")
+        real = ops.all(sizes > 0, axis=-1) & (labels >= 0)
+        widths, heights = ops.unstack(ops.ceil(sizes), 2, axis=-1)
+        radii = heatmaps.gaussian_radius(heights, widths, self.min_overlap, legacy=False)
+        radii, labels = ops.where(real, ops.cast(radii, "int32"), -1), ops.maximum(labels, 0)
+        targets = {}
+        for corner, points in (("top_left", boxes[:, :2]), ("bottom_right", boxes[:, 2:])):
+            cells = ops.where(real[:, None], ops.flip(ops.cast(ops.floor(points), "int32"), axis=-1), -1)
+            offsets = points - ops.floor(points)
+            heatmap = heatmaps.draw_gaussians((rows, columns, self.num_classes), cells, radii, labels)
+            targets[f"{corner}_heatmap"] = heatmap
+            targets[f"{corner}_cells"] = heatmaps.of_fixed_length(cells, self.max_objects, -1)
+            targets[f"{corner}_offset"] = heatmaps.of_fixed_length(offsets, self.max_objects, 0.0)
+        return targets
+
+
+class CornerNetLoss:
+    """Focal loss of the heatmaps + 0.1 pull + 0.1 push + smooth L1 of the offsets, the mean over the stacks.
+
+    The focal loss of each heatmap is divided by the number of its cells that are 1, the offsets by that of objects,
+    over the whole batch; pull and push are means over an image's objects, and summed over the images. (The released run
+    had 49 images on ten GPUs, each with its own numbers, and took the mean over these: sums of four or five images.)
+    """
+
+    parts = ("heatmap", "pull", "push", "offset")
+
+    def __init__(self, pull_weight=0.1, push_weight=0.1):
+        self.pull_weight, self.push_weight = pull_weight, push_weight
+
+    def __call__(self, targets, outputs):
+        """The encoder's targets and the network's outputs, batched -> {"heatmap", "pull", "push", "offset": scalar}."""
+        cells = {corner: ops.cast(targets[f"{corner}_cells"], "int32") for corner in POOLS}
+        valid = ops.cast(cells["top_left"][..., 0] >= 0, "float32")
+        count = sum_over_replicas(ops.sum(valid))
+        stacks = len(outputs["top_left_heatmap"])
+        parts = dict.fromkeys(self.parts, 0.0)
+        for corner in POOLS:
+            heatmap, offset = targets[f"{corner}_heatmap"], targets[f"{corner}_offset"]
+            points = sum_over_replicas(ops.sum(ops.cast(heatmap == 1, "float32")))
+            for logits in outputs[f"{corner}_heatmap"]:
+                parts["heatmap"] += ops.sum(losses.heatmap_focal(heatmap, logits)) / ops.maximum(points, 1.0) / stacks
+            for offsets in outputs[f"{corner}_offset"]:
+                error = losses.smooth_l1(offset, heatmaps.values_at(offsets, cells[corner]))
+                parts["offset"] += ops.sum(valid[..., None] * error) / (count + 1e-4) / stacks
+        for maps in zip(*(outputs[f"{corner}_tag"] for corner in POOLS), strict=True):
+            tags = (heatmaps.values_at(tag, cells[corner])[..., 0] for tag, corner in zip(maps, POOLS, strict=True))
+            pull, push = losses.pull_and_push(*tags, valid)
+            parts["pull"] += self.pull_weight * ops.sum(pull) / stacks
+            parts["push"] += self.push_weight * ops.sum(push) / stacks
+        return parts
+
+
+class CornerNetDecoder:
+    """All pairs of the best peaks of the last stack's heatmaps that may be an object.
+
+    Args:
+        max_distance: of the embeddings of an object's corners.
+        corners: so many peaks of each heatmap, over all classes.
+        pairs: the best so many go into soft-NMS.
+        score_threshold: of boxes, see CenterNetDecoder.
+        keep: K.
+    """
+
+    def __init__(self, max_distance=0.5, corners=100, pairs=1000, score_threshold=0.005, keep=100):
+        self.max_distance, self.corners, self.pairs = max_distance, corners, pairs
+        self.score_threshold, self.keep = score_threshold, keep
+
+    def __call__(self, outputs):
+        """The network's outputs -> detections in pixels of the fed image (see Detector)."""
+        return self.best([self.candidates(outputs)])
+
+    def best(self, views):
+        """What was found in the same images once or several times, each time `candidates` -> detections."""
+        return nms.soft_merge(views, self.keep, score_threshold=self.score_threshold)
+
+    def candidates(self, outputs, mirrored=False):
+        """{"boxes" [B, pairs, 4], "scores" [B, pairs], "labels" int32 [B, pairs]}, in pixels of the fed image.
+
+        Boxes end at the image's border; the score of what is no box is 0. `mirrored`: the outputs, but for
+        "image_sizes", are of the mirror image.
+        """
+        first, second = (self._corners(outputs, corner) for corner in POOLS)
+        (x1, y1), (x2, y2) = (ops.unstack(points, 2, axis=-1) for points in (first["points"], second["points"]))
+
+        def both(a, b, function):  # of all pairs; not ops.add, which takes [1, K, 1] + [1, 1, K] for a bias
+            return function(a[:, :, None], b[:, None, :])
+
+        allowed = both(first["labels"], second["labels"], ops.equal)
+        allowed &= both(first["tags"], second["tags"], lambda a, b: ops.abs(a - b) <= self.max_distance)
+        allowed &= both(x1, x2, ops.less_equal) & both(y1, y2, ops.less_equal)
+        allowed &= both(first["scores"], second["scores"], lambda a, b: ops.minimum(a, b) > 0)
+        scores = ops.where(allowed, both(first["scores"], second["scores"], lambda a, b: (a + b) / 2), 0.0)
+        scores, chosen = ops.top_k(ops.reshape(scores, (-1, self.corners**2)), min(self.pairs, self.corners**2))
+
+        i, j = chosen // self.corners, chosen % self.corners
+        x1, y1, x2, y2 = (ops.take_along_axis(*pair, axis=1) for pair in ((x1, i), (y1, i), (x2, j), (y2, j)))
+        if mirrored:
+            width = outputs["fed_sizes"][:, 1:]
+            x1, x2 = width - x2, width - x1
+        heights, widths = ops.unstack(outputs["image_sizes"][:, None, :], 2, axis=-1)
+        boxes = box_ops.clip(ops.stack([x1, y1, x2, y2], axis=-1), heights, widths)
+        real = ops.all(boxes[..., 2:] > boxes[..., :2], axis=-1)
+        labels = ops.take_along_axis(first["labels"], i, axis=1)
+        return {"boxes": boxes, "scores": ops.where(real, scores, 0.0), "labels": labels}
+
+    def _corners(self, outputs, corner):
+        """The best peaks: "points", x and y in pixels of the fed image [B, N, 2], "scores", "labels", "tags" [B, N]."""
+        heatmap, tag, offset = (outputs[f"{corner}_{name}"][-1] for name in MAPS)
+        best, labels, rows, columns = heatmaps.peaks(heatmap, self.corners)
+        cells = ops.stack([rows, columns], axis=-1)
+        points = ops.cast(ops.flip(cells, axis=-1), "float32") + heatmaps.values_at(offset, cells)
+        pixels = outputs["fed_sizes"] / ops.cast(ops.stack(ops.shape(heatmap)[1:3]), "float32")  # of a cell
+        points = points * ops.flip(pixels, axis=-1)[:, None, :]
+        tags = heatmaps.values_at(tag, cells)[..., 0]
+        return {"points": points, "scores": ops.sigmoid(best), "labels": labels, "tags": tags}
+
+
+@keras.saving.register_keras_serializable("tfdet")
+class CornerNet(Detector):
+    """The detector: see `cornernet` for the published settings.
+
+    Args:
+        backbone: keras.Model from images [B, H, W, 3], RGB 0..255, to {"stack1": [B, H/4, W/4, any], ...}; detections
+            are read from the last stack, in the order of their names, and all of them are trained.
+        class_names: names of the classes, or their number.
+        side: of the square that training crops, in pixels; a multiple of `multiple`, or one pixel less, as are then the
+            sides of all fed images.
+        keep_size: detect in images of their own size (the released code), and train on crops of about that size; or in
+            ones whose long side is `side`.
+        channels: of the heads.
+        multiple: of pixels, by which the backbone divides.
+        flip: detect in the mirror image too.
+        scales: detect at each of these sizes, relative to the fed image. Soft-NMS merges what all of them find.
+    Raises:
+        TfdetError: `side` is no multiple, or the backbone is not of this kind.
+    """
+
+    def __init__(self, backbone, class_names, side, keep_size, channels, multiple, flip=False, scales=(1.0,), **kwargs):
+        super().__init__(class_names, **kwargs)
+        if not all(name.startswith("stack") for name in backbone.output):
+            raise TfdetError(f"{backbone.name}: CornerNet needs maps stack1, ..., not {', '.join(backbone.output)}")
+        if -side % multiple > 1:
+            raise TfdetError(f"side {side}: this backbone needs a multiple of {multiple}, or one pixel less")
+        self.settings = {"backbone": backbone, "side": side, "keep_size": keep_size, "channels": channels}
+        self.settings |= {"multiple": multiple, "flip": flip, "scales": tuple(scales)}
+        self.backbone, self.flip, self.scales = backbone, flip, tuple(scales)
+        self.heads = [
+            corner_heads(backbone.output[name].shape[-1], self.num_classes, channels, stack)
+            for stack, name in enumerate(sorted(backbone.output))
+        ]
+
+        self.padding = multiple, side % multiple
+        self.resizer = KeepSize(*self.padding) if keep_size else ShortSide(side, side, *self.padding)
+        self.augmentation = CenterNetAugmentation(side, of_own_size=keep_size)
+        self.encoder = CornerNetTargetEncoder(self.num_classes, (side, side))
+        self.detection_loss = CornerNetLoss()
+        self.decoder = CornerNetDecoder()
+        self.supports_jit = False  # XLA would compile a step for every size of image
+        self.create_weights(side, side)
+
+    def call(self, images, training=None):
+        fed = ops.cast(ops.stack(ops.shape(images)[1:3]), "float32")
+        images, sizes = without_padding(images, BLACK)
+        stacks = self.backbone(images, training=training)
+        maps = [head(stacks[name], training=training) for head, name in zip(self.heads, sorted(stacks), strict=True)]
+        # Raw outputs leave in float32 also under mixed precision.
+        outputs = {name: tuple(ops.cast(stack[name], "float32") for stack in maps) for name in maps[0]}
+        return {**outputs, "image_sizes": sizes, "fed_sizes": ops.ones_like(sizes) * fed}
+
+    def encode(self, image, boxes, labels, seed):
+        return self.encoder(boxes, labels, ops.shape(image)[:2])
+
+    def detect(self, images, scale):
+        found = self.decoder.best([view for factor in self.scales for view in self._views(images, factor)])
+        return {**found, "boxes": found["boxes"] / scale[:, None, :]}
+
+    def _views(self, images, factor):
+        """What may be an object at that size, and in the mirror image: a list of the decoder's candidates."""
+        if factor != 1:
+            images = rescale(images, factor, *self.padding)
+        outputs = self(images, training=False)
+        views = [self.decoder.candidates(outputs)]
+        if self.flip:
+            mirrored = {**self(images[:, :, ::-1], training=False), "image_sizes": outputs["image_sizes"]}
+            views.append(self.decoder.candidates(mirrored, mirrored=True))
+        return [{**view, "boxes": view["boxes"] / factor} for view in views]
+
+
+def cornernet(num_classes, backbone="hourglass104", weights=None, side=511, keep_size=False):
+    """CornerNet on a map of stride 4.
+
+    Args:
+        num_classes: the number of classes, or their names.
+        backbone: "hourglass104" (published), "hourglass54", "hourglass_slim" (trains from nothing on a CPU),
+            "mobilenet_v2_up" and the others of CenterNet, or any backbone model with maps "stack1", ... of stride 4.
+        weights: of the backbone: None, "imagenet", or a file (see tfdet.backbones.build).
+        side, keep_size: see CornerNet.
+    """
+    channels = 256 if backbone in ("hourglass104", "hourglass54") else 64
+    multiple = 128 if backbone == "hourglass104" else 32
+    backbone = backbones.build(backbone, weights)
+    return CornerNet(backbone, num_classes, side, keep_size, channels, multiple, name="cornernet")
