@@ -187,3 +187,25 @@ def test_peaks_in_a_graph_that_does_not_know_the_size():
         heatmap = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         for one, other in zip(find(heatmap), heatmaps.peaks(heatmap, 100), strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+def test_what_maps_say_in_cells_by_hand():
+    maps = np.arange(2 * 3 * 4 * 2, dtype=np.float32).reshape(2, 3, 4, 2)
+    cells = np.int32([[(0, 0), (2, 3), (1, 2)], [(2, 0), (-1, -1), (0, 1)]])
+    found = heatmaps.at(maps, cells)
+    np.testing.assert_array_equal(found[0], [(0, 1), (22, 23), (12, 13)])
+    np.testing.assert_array_equal(np.array(found[1])[[0, 2]], [(40, 41), (26, 27)])
+    np.testing.assert_array_equal(heatmaps.corners(cells)[0], [(0, 0), (3, 2), (2, 1)])
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(0, [9, 9]), (1, [0, 9]), (2, [0, 1]), (3, [0, 1])])
+def test_the_first_rows_by_hand(rows, expected):
+    values = np.tile(np.arange(rows, dtype=np.int32)[:, None, None], (1, 3, 2))
+    found = heatmaps.first_rows(values, 2, 9)
+    assert found.shape == (2, 3, 2)
+    np.testing.assert_array_equal(found[:, 2, 1], expected)
+
+
+def test_the_mean_of_logits_is_that_of_their_probabilities():
+    logits = [np.log(p / (1 - p)) for p in (np.float32([0.2, 0.9]), np.float32([0.6, 0.1]))]
+    np.testing.assert_allclose(heatmaps.mean(*logits), np.log([0.4 / 0.6, 1]), atol=1e-6)
