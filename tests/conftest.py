@@ -16,6 +16,7 @@ from PIL import Image
 
 from tfdet.data import Dataset, Example
 
+KEYPOINTS = {"top_left": (-1, -1), "top_right": (1, -1), "bottom_left": (-1, 1), "bottom_right": (1, 1)}
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # Two replicas need two devices, and TensorFlow takes this before it does anything else only.
@@ -52,12 +53,17 @@ def draw_image():
 
 @pytest.fixture(scope="session")
 def make_dataset(draw_image):
-    """A function (*images) -> Dataset of the classes "red" and "blue"; an image is (height, width, boxes, labels)."""
+    """A function (*images) -> Dataset of the classes "red" and "blue"; an image is (height, width, boxes, labels).
+
+    The keypoints of a box lie half way from its middle to its corners.
+    """
 
     def make(*images):
         examples = []
         for number, (height, width, boxes, labels) in enumerate(images):
             array = np.array(boxes, np.float32).reshape(-1, 4)
+            centres, sizes = (array[:, None, :2] + array[:, None, 2:]) / 2, array[:, None, 2:] - array[:, None, :2]
+            places = centres + sizes / 4 * np.array(list(KEYPOINTS.values()), np.float32)
             example = Example(
                 image_id=f"image {number}",
                 image=draw_image(height, width, boxes, labels),
@@ -68,9 +74,10 @@ def make_dataset(draw_image):
                 crowd=np.zeros(len(array), bool),
                 difficult=np.zeros(len(array), bool),
                 areas=(array[:, 2:] - array[:, :2]).prod(axis=1),
+                keypoints=np.pad(places, [(0, 0), (0, 0), (0, 1)], constant_values=2),
             )
             examples.append(example)
-        return Dataset("drawn", ("red", "blue"), (1, 2), tuple(examples))
+        return Dataset("drawn", ("red", "blue"), (1, 2), tuple(examples), keypoint_names=tuple(KEYPOINTS))
 
     return make
 

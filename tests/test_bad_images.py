@@ -38,7 +38,7 @@ class FakeDetector(SimpleNamespace):
     def augmentation(image, boxes, labels, seed):
         return tf.image.resize(image, (8, 8)), boxes, labels
 
-    wants_crowds = False
+    wants_crowds, keypoint_names = False, ()
 
     @staticmethod
     def encode(image, boxes, labels, seed):

@@ -1,6 +1,7 @@
 """The client against stub servers that answer as TensorFlow Serving does; behind them runs the real export."""
 
 import base64
+import io
 import json
 import socket
 import sys
@@ -15,6 +16,7 @@ import tensorflow as tf
 from tfdet import client
 from tfdet.__main__ import main
 from tfdet.errors import DataError, ServerError
+from tfdet.inference import Detections
 
 
 @pytest.fixture(scope="module")
@@ -214,3 +216,33 @@ def test_wrong_settings_are_one_line(rest, photos, tmp_path, capsys):
     assert "names.txt" in fails(capsys, photos[0], *url)
     names.write_text("red\n")
     assert "1 names, but the server found label 1" in fails(capsys, photos[0], *url)
+
+
+def test_keypoints_come_with_the_rest(photos, monkeypatch):
+    row = {"boxes": [[0, 0, 5, 5], [0] * 4], "scores": [0.5, 0], "labels": [0, -1], "num_detections": 1}
+    joints = {"keypoints": [[[1, 2], [3, 4]]] * 2, "keypoint_scores": [[0.5, 0.25]] * 2}
+    for added in ({}, joints):
+        answer = json.dumps({"predictions": [row | added]}).encode()
+        monkeypatch.setattr(client.urllib.request, "urlopen", lambda *_, answer=answer, **__: io.BytesIO(answer))
+        found = client.detect(client.over_rest("http://server/v1/models/m"), photos[0])
+        assert found.boxes.tolist() == [[0, 0, 5, 5]]
+        assert (found.keypoints is None) == (found.keypoint_scores is None) == (not added)
+    assert found.keypoints.tolist() == [[[1, 2], [3, 4]]] and found.keypoint_scores.tolist() == [[0.5, 0.25]]
+
+
+def test_names_of_keypoints(photos, tmp_path, monkeypatch, capsys):
+    one = Detections("a", np.float32([(0, 0, 50, 50)]), np.float32([0.9]), np.int32([0]))
+    one = one._replace(keypoints=np.float32([[(10, 20), (30, 40)]]), keypoint_scores=np.float32([[0.5, 0]]))
+    monkeypatch.setattr(client, "detect", lambda ask, file: one)
+    names = tmp_path / "names.txt"
+    for given, written in (("nose\nleft_eye\n", ["nose", "left_eye"]), (None, ["0", "1"])):
+        names.write_text(given or "")
+        flags = ["--keypoint-names", str(names)] if given else []
+        main(["client", str(photos[0]), "--url", "http://server", "-o", str(tmp_path / "found"), *flags])
+        found = json.loads((tmp_path / "found" / "detections.json").read_text())
+        assert found["categories"][0]["keypoints"] == written
+        assert found["categories"][0]["skeleton"] == ([[1, 2]] if given else [])
+        assert found["annotations"][0]["keypoints"] == [10, 20, 2, 30, 40, 1]
+    names.write_text("nose\n")
+    line = fails(capsys, photos[0], "--url", "http://server", "--keypoint-names", names)
+    assert "1 names, but the server found 2 keypoints" in line

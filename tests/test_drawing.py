@@ -257,3 +257,47 @@ def test_curves_leave_no_global_figure(tmp_path):
     before = pyplot.get_fignums()
     drawing.curves(LOSSES, tmp_path / "curves.png")
     assert pyplot.get_fignums() == before
+
+
+# ----------------------------------------------------------------------------------------------------- keypoints
+
+
+BODY = ("nose", "left_eye", "right_eye", "left_hip", "right_hip")
+PLACES = np.float32([[(150, 30), (240, 30), (60, 30), (240, 200), (60, 200)]])
+LEFT, RIGHT, MIDDLE = (drawing.SIDE_COLORS[side] for side in ("left", "right", ""))
+
+
+def test_left_and_right_are_told_apart():
+    drawn = drawing.draw_keypoints(grey(300, 300), PLACES, np.ones((1, 5), bool), BODY)
+    for (x, y), color in zip(PLACES[0].astype(int).tolist(), (MIDDLE, LEFT, RIGHT, LEFT, RIGHT), strict=True):
+        assert drawn.getpixel((x, y)) == color
+    assert drawn.getpixel((195, 30)) == LEFT and drawn.getpixel((105, 30)) == RIGHT  # from the nose to the eyes
+    assert drawn.getpixel((150, 200)) == MIDDLE  # between the hips
+    assert drawn.getpixel((240, 120)) == GREY  # no limb
+
+
+def test_what_is_not_shown_is_not_drawn():
+    shown = np.array([[True, False, True, False, True]])
+    drawn = drawing.draw_keypoints(grey(300, 300), PLACES, shown, BODY)
+    assert drawn.getpixel((105, 30)) == RIGHT and drawn.getpixel((60, 200)) == RIGHT
+    for place in ((195, 30), (240, 30), (150, 200)):
+        assert drawn.getpixel(place) == GREY
+    assert not changed(drawing.draw_keypoints(grey(300, 300), PLACES, ~np.ones((1, 5), bool), BODY)).any()
+    assert not changed(drawing.draw_keypoints(grey(300, 300), PLACES[:0], np.ones((0, 5), bool), BODY)).any()
+
+
+def test_skeletons_beside_each_other():
+    keypoints = np.pad(PLACES, [(0, 0), (0, 0), (0, 1)], constant_values=2)
+    keypoints[0, 0, 2] = 0
+    box = np.float32([(40, 10, 260, 220)])
+    rest = {"crowd": np.zeros(1, bool), "difficult": np.zeros(1, bool), "areas": np.ones(1)}
+    example = Example("a", "a.jpg", 300, 300, boxes=box, labels=np.int32([0]), keypoints=keypoints, **rest)
+    scores = np.float32([(0.9, 0.9, 0.9, 0.9, 0)])
+    found = Detections("a", box, np.float32([0.9]), np.int32([0]), PLACES, scores)
+    pictures = []
+    for names in (BODY, ()):
+        sheet = drawing.truth_and_predictions([grey(300, 300)], [example], [found], NAMES, keypoint_names=names)
+        pictures.append(np.asarray(sheet))
+    assert (pictures[0] != pictures[1]).any()
+    left, right = np.split(pictures[0][:, : pictures[0].shape[1] // 2 * 2], 2, axis=1)
+    assert count(left, MIDDLE) > 5 * count(right, MIDDLE) > 0  # between the hips; only the nose

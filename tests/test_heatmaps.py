@@ -189,17 +189,23 @@ def test_peaks_in_a_graph_that_does_not_know_the_size():
             np.testing.assert_array_equal(one, other)
 
 
-def test_values_at_cells():
+def test_what_maps_say_in_cells_by_hand():
     maps = np.arange(2 * 3 * 4 * 2, dtype=np.float32).reshape(2, 3, 4, 2)
-    cells = np.int32([[(0, 0), (2, 1), (-1, -1)], [(1, 3), (-1, -1), (2, 3)]])
-    values = heatmaps.values_at(maps, cells).numpy()
-    for image, place, row, column in ((0, 0, 0, 0), (0, 1, 2, 1), (1, 0, 1, 3), (1, 2, 2, 3)):
-        np.testing.assert_array_equal(values[image, place], maps[image, row, column])
-    assert np.isfinite(values).all()
+    cells = np.int32([[(0, 0), (2, 3), (1, 2)], [(2, 0), (-1, -1), (0, 1)]])
+    found = heatmaps.at(maps, cells)
+    np.testing.assert_array_equal(found[0], [(0, 1), (22, 23), (12, 13)])
+    np.testing.assert_array_equal(np.array(found[1])[[0, 2]], [(40, 41), (26, 27)])
+    np.testing.assert_array_equal(heatmaps.corners(cells)[0], [(0, 0), (3, 2), (2, 1)])
 
 
-def test_rows_of_fixed_length():
-    rows = np.float32([(1, 2), (3, 4)])
-    np.testing.assert_array_equal(heatmaps.of_fixed_length(rows, 3, -1.0), [(1, 2), (3, 4), (-1, -1)])
-    np.testing.assert_array_equal(heatmaps.of_fixed_length(rows, 1, -1.0), [(1, 2)])
-    np.testing.assert_array_equal(heatmaps.of_fixed_length(rows[:0], 1, 0.0), [(0, 0)])
+@pytest.mark.parametrize(("rows", "expected"), [(0, [9, 9]), (1, [0, 9]), (2, [0, 1]), (3, [0, 1])])
+def test_the_first_rows_by_hand(rows, expected):
+    values = np.tile(np.arange(rows, dtype=np.int32)[:, None, None], (1, 3, 2))
+    found = heatmaps.first_rows(values, 2, 9)
+    assert found.shape == (2, 3, 2)
+    np.testing.assert_array_equal(found[:, 2, 1], expected)
+
+
+def test_the_mean_of_logits_is_that_of_their_probabilities():
+    logits = [np.log(p / (1 - p)) for p in (np.float32([0.2, 0.9]), np.float32([0.6, 0.1]))]
+    np.testing.assert_allclose(heatmaps.mean(*logits), np.log([0.4 / 0.6, 1]), atol=1e-6)

@@ -89,6 +89,28 @@ def test_predict_finds_draws_and_writes(untrained, photos, tmp_path, capsys, ima
         np.testing.assert_allclose([annotation["score"] for annotation in annotations], one.scores[kept], atol=1e-5)
 
 
+def test_predict_draws_and_writes_keypoints(photos, tmp_path, capsys):
+    """By one that knows nothing: it is as sure of everything as of nothing."""
+    image = keras.Input((None, None, 3))
+    backbone = keras.Model(image, {"stack1": keras.layers.Conv2D(4, 4, 4)(image)})
+    names = ("top", "left", "bottom", "right")
+    detector = tfdet.centernet_pose(("red", "blue"), backbone, side=64, keypoint_names=names)
+    detector.save(tmp_path / "pose.keras")
+    output = tmp_path / "found"
+    flags = ["--model", str(tmp_path / "pose.keras"), "-o", str(output), "--min-score", "0.08"]
+    main(["predict", str(photos / "a.jpg"), *flags])
+    found = json.loads((output / "detections.json").read_text())
+    skeleton = [[1, 2], [2, 3], [3, 4], [4, 1]]
+    assert all(one["keypoints"] == list(names) and one["skeleton"] == skeleton for one in found["categories"])
+    (expected,) = tfdet.detect_files(detector, [photos / "a.jpg"])
+    assert len(found["annotations"]) == (expected.scores >= 0.08).sum() > 0
+    for i, one in enumerate(found["annotations"]):
+        keypoints = np.reshape(one["keypoints"], (4, 3))
+        np.testing.assert_allclose(keypoints[:, :2], expected.keypoints[i], atol=1e-3)
+        np.testing.assert_array_equal(keypoints[:, 2], np.where(expected.keypoint_scores[i] > 0, 2, 1))
+        assert one["num_keypoints"] == 4
+
+
 def test_predict_in_bfloat16(model, photos, tmp_path):
     scores = []
     for precision in ("float32", "bfloat16"):

@@ -75,6 +75,16 @@ def test_the_best_model_is_on_the_disk_before_a_checkpoint_says_so(checkpoints, 
     assert saved == ["best.keras", "epoch-00002.keras", "epoch-00003.keras"]
 
 
+def test_of_a_detector_of_keypoints_theirs_decide(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "_save", lambda path: saved.append(path.name))
+    checkpoints.best, bests = float("-inf"), []
+    for epoch, figures in enumerate([(0.9, 0.1), (0.1, 0.2), (0.95, 0.15)]):
+        saved = []
+        checkpoints.on_epoch_end(epoch, dict(zip(("val_AP", "val_keypoint_AP"), figures, strict=True)))
+        bests.append("best.keras" in saved)
+    assert bests == [True, True, False] and checkpoints.best == 0.2
+
+
 def test_only_the_last_two_checkpoints_are_kept(checkpoints, tmp_path):
     for epoch in (1, 2):
         shutil.copy(tmp_path / "best.keras", tmp_path / "checkpoints" / f"epoch-0000{epoch + 1}.keras")

@@ -5,10 +5,25 @@ import os
 # Before TensorFlow is imported: its notices would bury the one line that a person needs. Errors still show.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from tfdet import anchors, assigners, backbones, boxes, coders, drawing, heatmaps, losses, necks, nms, rois, samplers
+from tfdet import (
+    anchors,
+    assigners,
+    backbones,
+    boxes,
+    coders,
+    drawing,
+    heatmaps,
+    losses,
+    necks,
+    nms,
+    rois,
+    samplers,
+    skeleton,
+)
 from tfdet.data import load_dataset
 from tfdet.data.pipeline import training_batches, validation_batches
 from tfdet.detectors.centernet import CenterNet, centernet
+from tfdet.detectors.centernet_pose import CenterNetPose, centernet_pose
 from tfdet.detectors.cornernet import CornerNet, cornernet
 from tfdet.detectors.faster_rcnn import FasterRCNN, faster_rcnn_fpn, faster_rcnn_vgg16
 from tfdet.detectors.fcos import FCOS, fcos
@@ -24,6 +39,7 @@ __all__ = [
     "FCOS",
     "SSD",
     "CenterNet",
+    "CenterNetPose",
     "CornerNet",
     "Detections",
     "Evaluation",
@@ -35,6 +51,7 @@ __all__ = [
     "backbones",
     "boxes",
     "centernet",
+    "centernet_pose",
     "coders",
     "cornernet",
     "detect",
@@ -54,6 +71,7 @@ __all__ = [
     "retinanet",
     "rois",
     "samplers",
+    "skeleton",
     "ssd300",
     "ssd512",
     "strategy_scope",

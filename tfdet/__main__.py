@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import keras
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.progress import Progress, track
 from rich.table import Table
 
-from tfdet import checking, client, commandline, drawing, evaluation, inference, serving
+from tfdet import checking, client, commandline, drawing, evaluation, inference, serving, skeleton
 from tfdet.data import load_dataset, split_names
 from tfdet.data.convert import write_shards
 from tfdet.data.images import load_image
@@ -32,9 +33,9 @@ class Trained:
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: VGG16 in half the time on processors that compute in it, slower on others."""
     flip: bool = False
-    """CenterNet: look at the mirror image, too."""
+    """CenterNet and CornerNet: look at the mirror image, too."""
     scales: tuple[float, ...] = (1.0,)
-    """CenterNet: look at each image at these sizes, relative to the one it is fed."""
+    """CenterNet and CornerNet: look at each image at these sizes, relative to the one it is fed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class CheckData:
     """
 
     data: str
-    """The data: coco:DIR, voc:DIR, csv:FILE, tfrecord:DIR or shapes."""
+    """The data: coco:DIR, coco_keypoints:DIR, voc:DIR, csv:FILE, tfrecord:DIR or shapes."""
     split: tuple[str, ...] = ()
     """Splits to check; by default all that there are."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "data-check"
@@ -68,10 +69,10 @@ class Predict(Trained):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate(Trained):
-    """Measure a model on a split of a data set: COCO's twelve figures, VOC AP, and both for every class."""
+    """Measure a model on a split of a data set: COCO's figures and VOC AP, of all and of every class."""
 
     data: str
-    """The data: coco:DIR, voc:DIR, csv:FILE, tfrecord:DIR or shapes."""
+    """The data: coco:DIR, coco_keypoints:DIR, voc:DIR, csv:FILE, tfrecord:DIR or shapes."""
     split: str = "val"
     """Split of the data."""
     on_error: Literal["raise", "skip"] = "raise"
@@ -108,6 +109,8 @@ class Client:
     """gRPC: name of the model."""
     class_names: str | None = None
     """File with the names of the classes, the export's assets.extra/class_names.txt; else labels are numbers."""
+    keypoint_names: str | None = None
+    """File with the names of the keypoints, if it finds any, keypoint_names.txt beside it; else no limb is drawn."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "predictions"
     """Folder for the drawn pictures and detections.json."""
     min_score: float = 0.3
@@ -121,7 +124,7 @@ class Convert:
     """Write a data set as TFRecord shards, of the form that the TensorFlow Object Detection API reads and writes."""
 
     data: str
-    """The data: coco:DIR, voc:DIR, csv:FILE, tfrecord:DIR or shapes."""
+    """The data: coco:DIR, coco_keypoints:DIR, voc:DIR, csv:FILE, tfrecord:DIR or shapes."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
     """Folder for the shards and label_map.pbtxt; --data tfrecord:FOLDER then reads it."""
     split: tuple[str, ...] = ()
@@ -183,14 +186,16 @@ def predict(arguments):
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
     detections = inference.detect_files(model, files, arguments.batch_size, verbose=1)
-    write_predictions(output, files, detections, model.class_names, arguments.min_score)
+    write_predictions(output, files, detections, model.class_names, arguments.min_score, model.keypoint_names)
 
 
 def ask_server(arguments):
     if (arguments.url is None) == (arguments.grpc is None):
         raise TfdetError("client: give the server's address, either --url or --grpc")
     files = find_images(arguments.images)
-    names = read_class_names(arguments.class_names) if arguments.class_names else []
+    names, keypoint_names = (
+        read_names(file) if file else [] for file in (arguments.class_names, arguments.keypoint_names)
+    )
     if arguments.url:
         ask = client.over_rest(arguments.url, arguments.timeout)
     else:
@@ -200,12 +205,17 @@ def ask_server(arguments):
     highest = max((int(label) for found in detections for label in found.labels), default=-1)
     if names and highest >= len(names):
         raise TfdetError(f"{arguments.class_names}: {len(names)} names, but the server found label {highest}")
+    found = max((one.keypoints.shape[1] for one in detections if one.keypoints is not None), default=0)
+    if keypoint_names and found != len(keypoint_names):
+        given = f"{arguments.keypoint_names}: {len(keypoint_names)} names"
+        raise TfdetError(f"{given}, but the server found {found} keypoints")
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
-    write_predictions(output, files, detections, names or range(highest + 1), arguments.min_score)
+    keypoint_names = keypoint_names or list(map(str, range(found)))
+    write_predictions(output, files, detections, names or range(highest + 1), arguments.min_score, keypoint_names)
 
 
-def read_class_names(path):
+def read_names(path):
     """A file with a name in each line -> the names."""
     try:
         return Path(path).read_text(encoding="utf-8").splitlines()
@@ -213,22 +223,34 @@ def read_class_names(path):
         raise TfdetError(f"{path}: cannot be read: {error}") from error
 
 
-def write_predictions(output, files, detections, class_names, min_score):
-    """A drawn picture for each of the image files and one detections.json (COCO), in the folder `output`."""
+def write_predictions(output, files, detections, class_names, min_score, keypoint_names=()):
+    """A drawn picture for each of the image files and one detections.json (COCO), in the folder `output`.
+
+    A keypoint has the visibility 2 if a peak of its heatmap says where it is, else 1.
+    """
     images, annotations = [], []
     names = drawn_names(files)
     class_names = [str(name) for name in class_names]
     for i, (file, found) in enumerate(track(list(zip(files, detections, strict=True)), "drawing", transient=True)):
-        kept = found.scores >= min_score
-        boxes, labels, scores = found.boxes[kept], found.labels[kept], found.scores[kept]
+        found = found.where(found.scores >= min_score)
         image = load_image(str(file))
-        drawing.draw_boxes(image, boxes, labels, class_names, scores).save(output / names[i], quality=95)
+        picture = drawing.draw_boxes(image, found.boxes, found.labels, class_names, found.scores)
+        if keypoint_names:
+            picture = drawing.draw_keypoints(picture, found.keypoints, found.keypoint_scores > 0, keypoint_names)
+            visibility = 1 + (found.keypoint_scores > 0)[..., None]
+            keypoints = np.concatenate([found.keypoints, visibility], axis=-1).reshape(len(found.labels), -1).tolist()
+        picture.save(output / names[i], quality=95)
         images.append({"id": i + 1, "file_name": str(file), "height": image.shape[0], "width": image.shape[1]})
-        for (x1, y1, x2, y2), label, score in zip(boxes.tolist(), labels.tolist(), scores.tolist(), strict=True):
+        columns = (found.boxes.tolist(), found.labels.tolist(), found.scores.tolist())
+        for row, ((x1, y1, x2, y2), label, score) in enumerate(zip(*columns, strict=True)):
             annotation = {"id": len(annotations) + 1, "image_id": i + 1, "category_id": label + 1, "iscrowd": 0}
             box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "score": score}
-            annotations.append({**annotation, **box})
+            joints = {"keypoints": keypoints[row], "num_keypoints": len(keypoint_names)} if keypoint_names else {}
+            annotations.append({**annotation, **box, **joints})
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(class_names)]
+    if keypoint_names:
+        limbs = [[a + 1, b + 1] for a, b in skeleton.limbs(keypoint_names)]
+        categories = [{**one, "keypoints": list(keypoint_names), "skeleton": limbs} for one in categories]
     found = {"images": images, "categories": categories, "annotations": annotations}
     (output / "detections.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"{len(annotations)} objects in {len(files)} images: {output}/ holds the pictures and detections.json")
@@ -269,6 +291,8 @@ def convert(arguments):
         dataset = load_dataset(arguments.data, split, arguments.on_error)
         for line in dataset.skipped:
             print(f"left out: {line}")
+        if dataset.keypoint_names:
+            print(f"{dataset.name}: keypoints are not written, only boxes")
         with Progress(transient=True) as progress:
             task = progress.add_task(f"writing {split}", total=len(dataset))
             paths = write_shards(
@@ -351,7 +375,8 @@ def tables(figures, title):
         table.add_row(name, str(row["objects"]), *shown(row))
     table.add_section()
     table.add_row("all", str(sum(row["objects"] for row in figures["per_class"].values())), *shown(figures))
-    rest = [name for name in evaluation.COCO_FIGURES if name not in names]
+    every = evaluation.COCO_FIGURES + evaluation.KEYPOINT_FIGURES
+    rest = [name for name in every if name in figures and name not in names]
     table.caption = "  ".join(f"{name} {'-' if figures[name] is None else f'{figures[name]:.3f}'}" for name in rest)
     return table
 

@@ -80,7 +80,8 @@ def summary(found):
     Returns:
         {"splits": {split: {...}}, "defects": [line]}. A split has "images", "images_without_boxes", "boxes", "crowd",
         "difficult", "skipped" (how many defects its reader met), "width" and "height" ([least, most] pixels; null if it
-        is empty) and "classes": {name: {"boxes", "small", "medium", "large"}}. Crowd regions count among the boxes.
+        is empty) and "classes": {name: {"boxes", "small", "medium", "large"}}. Crowd regions count among the boxes. A
+        split with keypoints has "keypoints": {name: how many are labelled}.
     """
     return {"splits": {name: _counts(dataset) for name, dataset in found.datasets.items()}, "defects": found.defects}
 
@@ -92,6 +93,7 @@ def _counts(dataset):
     table = np.zeros((dataset.num_classes, len(SIZES)), int)
     np.add.at(table, (labels, np.digitize(areas, (32**2, 96**2))), 1)
     sides = {side: [getattr(example, side) for example in examples] for side in ("width", "height")}
+    labelled = [(example.keypoints[..., 2] > 0).sum(axis=0) for example in examples if dataset.keypoint_names]
     return {
         "images": len(examples),
         "images_without_boxes": sum(not len(example.boxes) for example in examples),
@@ -104,11 +106,12 @@ def _counts(dataset):
             name: {"boxes": int(row.sum()), **dict(zip(SIZES, row.tolist(), strict=True))}
             for name, row in zip(dataset.class_names, table, strict=True)
         },
+        **({"keypoints": dict(zip(dataset.keypoint_names, sum(labelled).tolist(), strict=True))} if labelled else {}),
     }
 
 
 def tables(counts):
-    """A `summary` as two tables for the terminal: images by split, and boxes by class."""
+    """A `summary` as tables for the terminal: images by split, boxes by class, and keypoints, if there are any."""
     columns = ("split", "images", "without boxes", "width x height", "boxes", "crowd", "difficult", "skipped")
     images = _table("Images and boxes of each split", columns)
     for name, split in counts["splits"].items():
@@ -122,7 +125,12 @@ def tables(counts):
         rows = [split["classes"].get(name, dict.fromkeys(("boxes", *SIZES), 0)) for split in counts["splits"].values()]
         sizes = [sum(row[size] for row in rows) for size in SIZES]
         classes.add_row(name, *map(str, [row["boxes"] for row in rows] + sizes))
-    return images, classes
+
+    keypoints = _table("Labelled keypoints of each split", ("keypoint", *counts["splits"]))
+    columns = [split.get("keypoints", {}) for split in counts["splits"].values()]
+    for name in dict.fromkeys(name for column in columns for name in column):
+        keypoints.add_row(name, *(str(column.get(name, 0)) for column in columns))
+    return [images, classes] + [keypoints] * any(columns)
 
 
 def _table(title, columns):
@@ -160,15 +168,19 @@ def contact_sheet(datasets):
         step = max(1, len(having) // each)  # from all over the set, not its first photographs
         for split, example in having[::step][:each]:
             shown.add(id(example))
-            pictures.append(_drawn(example, datasets[split].class_names))
+            pictures.append(_drawn(example, datasets[split]))
             captions.append(f"{name}: {split} {example.image_id}")
     columns = max(4, round(len(pictures) ** 0.5))
     return drawing.grid(pictures, columns, captions) if pictures else None
 
 
-def _drawn(example, class_names):
+def _drawn(example, dataset):
     image = Image.fromarray(load_image(example.image))
     scale = CELL / max(image.size)
     # Scaled before it is drawn on, so that lines and letters have the same size everywhere.
     image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
-    return drawing.draw_boxes(image, example.boxes * scale, example.labels, class_names)
+    image = drawing.draw_boxes(image, example.boxes * scale, example.labels, dataset.class_names)
+    if dataset.keypoint_names:
+        keypoints = example.keypoints
+        image = drawing.draw_keypoints(image, keypoints[..., :2] * scale, keypoints[..., 2] > 0, dataset.keypoint_names)
+    return image

@@ -21,6 +21,7 @@ from tfdet.errors import DataError, ServerError, TfdetError
 from tfdet.inference import Detections
 
 TYPES = {"boxes": np.float32, "scores": np.float32, "labels": np.int32, "num_detections": np.int32}
+KEYPOINTS = {"keypoints": np.float32, "keypoint_scores": np.float32}  # of a detector that finds them
 
 
 def detect(ask, path):
@@ -37,10 +38,9 @@ def detect(ask, path):
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
     found = ask(encoded)
-    count = int(found["num_detections"])
-    if count < 0:
+    if found["num_detections"] < 0:
         raise DataError(f"{path}: not an image that the server can read")
-    return Detections(str(path), *(found[key][:count] for key in ("boxes", "scores", "labels")))
+    return Detections.from_padded(str(path), found)
 
 
 def over_rest(url, timeout=60.0):
@@ -63,7 +63,7 @@ def over_rest(url, timeout=60.0):
             raise ServerError(f"{url}: no answer: {_one_line(getattr(error, 'reason', error))}") from error
         try:
             (found,) = json.loads(answer)["predictions"]
-            return {key: np.array(found[key], dtype) for key, dtype in TYPES.items()}
+            return {key: np.array(found[key], dtype) for key, dtype in _expected(found).items()}
         except (ValueError, TypeError, KeyError) as error:
             raise ServerError(f"{url}: the answer is not that of a detector that tfdet exported") from error
 
@@ -94,9 +94,13 @@ def over_grpc(address, model_name, timeout=60.0):
             raise ServerError(f"{address}: {error.code().name}: {_one_line(error.details())}") from error
         if not set(TYPES) <= set(outputs):
             raise ServerError(f"{address}: the answer is not that of a detector that tfdet exported")
-        return {key: tf.make_ndarray(outputs[key])[0] for key in TYPES}
+        return {key: tf.make_ndarray(outputs[key])[0] for key in _expected(outputs)}
 
     return ask
+
+
+def _expected(found):
+    return TYPES | (KEYPOINTS if set(KEYPOINTS) <= set(found) else {})
 
 
 def _refusal(body):

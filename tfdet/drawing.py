@@ -1,4 +1,4 @@
-"""Pictures for people: boxes on images, ground truth beside predictions, and the curves of a training run.
+"""Pictures for people: boxes and skeletons on images, ground truth beside predictions, curves of a training run.
 
 Images are PIL's or uint8 [H, W, 3] arrays (RGB); boxes are xyxy in pixels of the image they are drawn on.
 """
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
+from tfdet import skeleton
 from tfdet.data.dataset import Example
 from tfdet.inference import Detections
 
@@ -21,6 +22,10 @@ from tfdet.inference import Detections
 PALETTE = ((230, 159, 0), (86, 180, 233), (213, 94, 0), (0, 158, 115), (204, 121, 167), (240, 228, 66), (0, 114, 178))
 # After each turn through the palette the hues come back with the next of these: lighter (> 0) or darker (< 0).
 SHADES = (0, -0.5, 0.5, -0.25, 0.25, -0.65, 0.7, -0.37, 0.37, -0.12, 0.12, 0.6)
+
+# Of keypoints and limbs, by tfdet.skeleton.side; a limb between the two sides has that of the middle. Neither is the
+# colour of the first class, in whose boxes they mostly lie.
+SIDE_COLORS = {"left": PALETTE[1], "right": PALETTE[4], "": PALETTE[5]}
 
 MARGIN = 8  # pixels between the pictures of a grid
 CAPTION = 26  # height in pixels of the line above each of them
@@ -73,6 +78,36 @@ def draw_boxes(image, boxes, labels, class_names: Sequence[str], scores=None, co
         draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=colors[i], outline="white" if dark else "black")
         draw.text((x1 + 2 * line, y1 + line), texts[i], fill="white" if dark else "black", font=font)
     return image
+
+
+def draw_keypoints(image, keypoints, shown, names: Sequence[str]) -> Image.Image:
+    """A copy of the image with a dot for each keypoint and a line for each limb; left is blue, right is pink.
+
+    Args:
+        image: PIL image or uint8 [H, W, 3].
+        keypoints: [K, J, 2] x, y in pixels. shown: bool [K, J]; a limb is drawn if both of its ends are.
+        names: of the keypoints.
+    """
+    image = _as_image(image).copy()
+    draw = ImageDraw.Draw(image)
+    line = max(2, round((image.width * image.height) ** 0.5 / 180))
+    sides = [skeleton.side(name) for name in names]
+    limbs = [(a, b, _of_limb(sides[a], sides[b])) for a, b in skeleton.limbs(names)]
+    for points, visible in zip(np.asarray(keypoints).tolist(), np.asarray(shown).tolist(), strict=True):
+        for a, b, side in limbs:
+            if visible[a] and visible[b]:
+                draw.line((*points[a], *points[b]), fill=SIDE_COLORS[side], width=line)
+        for (x, y), side, drawn in zip(points, sides, visible, strict=True):
+            if drawn:
+                box = (x - 1.5 * line, y - 1.5 * line, x + 1.5 * line, y + 1.5 * line)
+                draw.ellipse(box, fill=SIDE_COLORS[side], outline="black")
+    return image
+
+
+def _of_limb(one, other):
+    """The side of a limb between keypoints of these sides."""
+    sides = {one, other} - {""}
+    return sides.pop() if len(sides) == 1 else ""
 
 
 def _free_place(box, width, height, image_size, taken):
@@ -129,6 +164,7 @@ def truth_and_predictions(
     detections: Sequence[Detections],
     class_names: Sequence[str],
     min_score: float = 0.3,
+    keypoint_names: Sequence[str] = (),
 ) -> Image.Image:
     """Pairs of pictures: annotated objects at the left, detections that score at least `min_score` at the right.
 
@@ -136,6 +172,7 @@ def truth_and_predictions(
 
     Args:
         images: the pictures, as stored, of the examples. examples, detections: of the same images in the same order.
+        keypoint_names: if there are any, skeletons are drawn, too.
 
     Raises:
         ValueError: the three differ in length, or an example and its detections in their image.
@@ -148,12 +185,17 @@ def truth_and_predictions(
         # Scaled before it is drawn on, so that lines and letters have the same size in every row.
         scale = CELL / max(image.size)
         image = _scaled(image, scale)
-        kept = found.scores >= min_score
-        pictures.append(draw_boxes(image, example.boxes * scale, example.labels, class_names))
+        found = found.where(found.scores >= min_score)
+        truth = draw_boxes(image, example.boxes * scale, example.labels, class_names)
+        predicted = draw_boxes(image, found.boxes * scale, found.labels, class_names, found.scores)
+        if keypoint_names:
+            own = example.keypoints
+            truth = draw_keypoints(truth, own[..., :2] * scale, own[..., 2] > 0, keypoint_names)
+            shown = found.keypoint_scores > 0
+            predicted = draw_keypoints(predicted, found.keypoints * scale, shown, keypoint_names)
+        pictures += [truth, predicted]
         captions.append(f"{example.image_id}: {len(example.boxes)} annotated")
-        scores = found.scores[kept]
-        pictures.append(draw_boxes(image, found.boxes[kept] * scale, found.labels[kept], class_names, scores))
-        captions.append(f"{len(scores)} predicted with a score of at least {min_score:.2f}")
+        captions.append(f"{len(found.scores)} predicted with a score of at least {min_score:.2f}")
     return grid(pictures, 2 if len(images) <= 4 else 4, captions)
 
 
@@ -162,12 +204,12 @@ def curves(history: dict[str, list[float]], path: str | os.PathLike) -> None:
 
     Args:
         history: as `History.history`: one value an epoch. "val_x" is drawn dashed in the colour of "x". Average
-            precisions (AP, AP50, .. with or without "val_") share an axis, recalls (AR..) are left out, all other
-            names count as losses. NaN leaves a gap.
+            precisions (AP, keypoint_AP50, .. with or without "val_") share an axis, recalls (AR..) are left out, all
+            other names count as losses. NaN leaves a gap.
         path: of the picture, PNG or whatever the suffix says. Its folder exists.
     """
-    precision = [name for name in history if re.fullmatch(r"(val_)?(AP(50|75|s|m|l)?|VOC_AP\w*)", name)]
-    recall = [name for name in history if re.fullmatch(r"(val_)?AR(1|10|100|s|m|l)", name)]
+    precision = [name for name in history if re.fullmatch(r"(val_)?((keypoint_)?AP(50|75|s|m|l)?|VOC_AP\w*)", name)]
+    recall = [name for name in history if re.fullmatch(r"(val_)?(keypoint_)?AR(1|10|100|50|75|s|m|l)?", name)]
     rate = [name for name in history if name in ("learning_rate", "lr")]
     losses = [name for name in history if name not in precision + recall + rate]
     parts = [("loss", losses), ("average precision", precision), ("learning rate", rate)]

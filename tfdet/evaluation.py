@@ -1,10 +1,12 @@
-"""How good detections are: COCO's twelve figures, PASCAL VOC's average precision, and a callback that watches them.
+"""How good detections are: COCO's twelve figures and its ten of keypoints, PASCAL VOC's average precision, and a
+callback that watches them.
 
 Ground truth comes as a `Dataset`, predictions as one `Detections` an image, both in pixels of the original images.
 COCO's figures are computed by pycocotools, the code whose numbers everybody quotes. A figure that has no meaning,
 because no object counts towards it, is NaN here (pycocotools itself says -1).
 
-The extra `fast-eval` puts hotcoco in its place, which gives the same twelve figures (tests compare them to 1e-9).
+The extra `fast-eval` puts hotcoco in its place, which gives the same twelve figures (tests compare them to 1e-9); those
+of keypoints are always pycocotools'.
 """
 
 import contextlib
@@ -21,7 +23,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from tfdet import inference
+from tfdet import inference, skeleton
 from tfdet.data.dataset import Dataset
 from tfdet.errors import DataError
 from tfdet.inference import Detections
@@ -34,6 +36,12 @@ except ImportError:
 # In the order of COCOeval.stats: AP over IoU 0.50:0.95, at 0.50, at 0.75, of small (area < 32²), medium and large
 # (> 96²) objects; recall with at most 1, 10 and 100 detections an image, and of small, medium and large objects.
 COCO_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+# The same of keypoints, where the likeness of two poses (OKS) stands for the IoU of two boxes; with at most 20
+# detections an image, and without small objects, which have no keypoints in COCO.
+KEYPOINT_FIGURES = tuple(
+    f"keypoint_{name}" for name in ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
+)
 
 
 class CocoResult(NamedTuple):
@@ -127,6 +135,40 @@ def coco_figures(dataset: Dataset, detections: Sequence[Detections]) -> dict[str
     return coco_average_precision(dataset, detections).figures
 
 
+def keypoint_average_precision(dataset: Dataset, detections: Sequence[Detections]) -> dict[str, float]:
+    """COCO's ten figures of keypoints (`KEYPOINT_FIGURES`), by pycocotools.
+
+    Objects without a labelled keypoint do not count, nor do crowds. Those of people have COCO's sigmas, others the mean
+    of these (see tfdet.skeleton). Of several classes it is the mean.
+
+    Args:
+        dataset: one with keypoints; detections: with the same ones, in the same order.
+    Raises:
+        DataError: as `coco_results`.
+    """
+    count = len(dataset.keypoint_names)
+    found, numbers = _found(dataset, detections), _numbers(dataset).tolist()
+    annotations = _annotations(_objects(dataset), numbers, range(dataset.num_classes))
+    own = _joined(dataset.examples, "keypoints", float, count, 3)
+    for annotation, keypoints in zip(annotations, own, strict=True):
+        annotation |= {"keypoints": keypoints.ravel().tolist(), "num_keypoints": np.count_nonzero(keypoints[:, 2])}
+    places = _joined(_in_order(dataset, detections), "keypoints", float, count, 2)
+    places = np.pad(places, [(0, 0), (0, 0), (0, 1)], constant_values=2.0).reshape(-1, 3 * count)  # all are visible
+    columns = (found.images, found.labels, found.boxes, found.scores, places)
+    results = [
+        {"image_id": numbers[image], "category_id": label, "bbox": bbox, "score": score, "keypoints": keypoints}
+        for image, label, bbox, score, keypoints in zip(*(column.tolist() for column in columns), strict=True)
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        run = COCOeval(*_pycocotools(dataset, annotations, results), "keypoints")
+        run.params.kpt_oks_sigmas = np.array(skeleton.sigmas(dataset.keypoint_names))
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    figures = np.where(run.stats < 0, np.nan, run.stats).tolist()
+    return dict(zip(KEYPOINT_FIGURES, figures, strict=True))
+
+
 def voc_average_precision(
     dataset: Dataset, detections: Sequence[Detections], iou_threshold: float = 0.5, eleven_point: bool = True
 ) -> dict[str, float]:
@@ -185,12 +227,15 @@ def voc_average_precision(
 def evaluate(detector, dataset: Dataset, batch_size: int = 8, verbose: int = 0) -> dict:
     """Run a detector over a data set and return everything measured, as a dict that is valid JSON (NaN is None).
 
+    Keypoints are measured if the data set has those that the detector finds.
+
     Args:
         verbose: 1 shows Keras' progress bar.
     Returns:
-        {"images": count, one entry for each of `COCO_FIGURES`, "VOC_AP_11point" and "VOC_AP_area": means over the
-        classes that have objects, "per_class": {name: {"AP", "AP50", "VOC_AP_11point", "VOC_AP_area", "objects"}}},
-        where "objects" counts those that are neither difficult nor crowds. VOC's are at IoU 0.5.
+        {"images": count, one entry for each of `COCO_FIGURES` and `KEYPOINT_FIGURES`, "VOC_AP_11point" and
+        "VOC_AP_area": means over the classes that have objects, "per_class": {name: {"AP", "AP50", "VOC_AP_11point",
+        "VOC_AP_area", "objects"}}}, where "objects" counts those that are neither difficult nor crowds. VOC's are at
+        IoU 0.5.
     """
     detections = inference.detect(detector, dataset, batch_size, verbose)
     coco = coco_average_precision(dataset, detections)
@@ -204,12 +249,20 @@ def evaluate(detector, dataset: Dataset, batch_size: int = 8, verbose: int = 0) 
     for name, count in zip(dataset.class_names, counts.tolist(), strict=True):
         figures = coco.per_class[name] | {kind: voc[kind][name] for kind in voc}
         per_class[name] = _without_nan(figures) | {"objects": count}
-    means = {kind: _mean_of_defined(voc[kind].values()) for kind in voc}
+    means = {kind: _mean_of_defined(voc[kind].values()) for kind in voc} | _of_keypoints(detector, dataset, detections)
     return {"images": len(dataset)} | _without_nan(coco.figures | means) | {"per_class": per_class}
 
 
+def _of_keypoints(detector, dataset, detections):
+    """`KEYPOINT_FIGURES`, if there are any."""
+    if dataset.keypoint_names and dataset.keypoint_names == detector.keypoint_names:
+        return keypoint_average_precision(dataset, detections)
+    return {}
+
+
 class Evaluation(keras.callbacks.Callback):
-    """Evaluates after every `every`-th epoch and puts the twelve COCO figures into the logs: val_AP, val_AP50, ...
+    """Evaluates after every `every`-th epoch and puts COCO's figures into the logs: val_AP, val_AP50, ... and, of a
+    detector that finds the data set's keypoints, val_keypoint_AP, ...
 
     Callbacks that follow it in `fit(callbacks=[...])`, the progress bar and the history see them like any other metric
     (Keras hands the same dict to each, and appends its own History last). Those that monitor one need to be told its
@@ -233,7 +286,7 @@ class Evaluation(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if self.figures is None or (epoch + 1) % self.every == 0:
             detections = inference.detect(self.model, self.dataset, self.batch_size)
-            self.figures = coco_figures(self.dataset, detections)
+            self.figures = coco_figures(self.dataset, detections) | _of_keypoints(self.model, self.dataset, detections)
         if logs is not None:
             logs.update({f"val_{name}": value for name, value in self.figures.items()})
 
@@ -281,13 +334,8 @@ def _found(dataset, detections) -> _Found:
     Raises:
         DataError: as the public functions.
     """
+    detections = _in_order(dataset, detections)
     index = {example.image_id: i for i, example in enumerate(dataset.examples)}
-    if len(index) < len(dataset):
-        raise DataError(f"{dataset.name}: two images have the same id, so detections cannot be told apart")
-    for found in detections:
-        if found.image_id not in index:
-            raise DataError(f"{dataset.name}: detections for image {found.image_id!r}, which it does not have")
-    detections = sorted(detections, key=lambda found: index[found.image_id])
     images = np.array([index[found.image_id] for found in detections], int).repeat(_lengths(detections))
     labels = _joined(detections, "labels", int)
     wrong = np.flatnonzero((labels < 0) | (labels >= dataset.num_classes))
@@ -295,6 +343,17 @@ def _found(dataset, detections) -> _Found:
         image_id, label = dataset.examples[images[wrong[0]]].image_id, labels[wrong[0]]
         raise DataError(f"{dataset.name}: image {image_id!r}: no class has the label {label}")
     return _Found(images, _xywh(detections), labels, _joined(detections, "scores", float))
+
+
+def _in_order(dataset, detections):
+    """The detections in the order of the images. Raises DataError for those of an image that is not there."""
+    index = {example.image_id: i for i, example in enumerate(dataset.examples)}
+    if len(index) < len(dataset):
+        raise DataError(f"{dataset.name}: two images have the same id, so detections cannot be told apart")
+    for found in detections:
+        if found.image_id not in index:
+            raise DataError(f"{dataset.name}: detections for image {found.image_id!r}, which it does not have")
+    return sorted(detections, key=lambda found: index[found.image_id])
 
 
 def _lengths(things):
@@ -334,23 +393,34 @@ def _match(objects, found):
 
 def _load(dataset, detections):
     """Ground truth and detections as the evaluator's own objects, and its COCOeval. Labels are their category ids."""
-    # Image ids may be strings; numbers in the order of the ids keep the order in which equal scores are counted.
-    ids = [example.image_id for example in dataset.examples]
-    rank = {image_id: i for i, image_id in enumerate(sorted(ids))}
-    numbers = np.array([rank[image_id] for image_id in ids], int)
-
-    objects, found = _objects(dataset), _found(dataset, detections)
+    numbers, objects, found = _numbers(dataset), _objects(dataset), _found(dataset, detections)
     results = np.column_stack([numbers[found.images], found.boxes, found.scores, found.labels])
-    images = [{"id": i} for i in range(len(dataset))]
-    categories = [{"id": label, "name": name} for label, name in enumerate(dataset.class_names)]
     if hotcoco is not None:
+        images, categories = _images_and_categories(dataset)
         columns = (numbers[objects.images], objects.labels, objects.boxes)
         truth = hotcoco.COCO.from_arrays(images, categories, *columns, area=objects.areas, iscrowd=objects.ignored)
         return truth, truth.loadRes(results), hotcoco.COCOeval
     annotations = _annotations(objects, numbers.tolist(), range(dataset.num_classes))
+    return *_pycocotools(dataset, annotations, results), COCOeval
+
+
+def _numbers(dataset):
+    """int [images]: of image ids, which may be strings; in their order, in which equal scores are counted."""
+    ids = [example.image_id for example in dataset.examples]
+    rank = {image_id: i for i, image_id in enumerate(sorted(ids))}
+    return np.array([rank[image_id] for image_id in ids], int)
+
+
+def _images_and_categories(dataset):
+    images = [{"id": i} for i in range(len(dataset))]
+    return images, [{"id": label, "name": name} for label, name in enumerate(dataset.class_names)]
+
+
+def _pycocotools(dataset, annotations, results):
+    """Two of its COCO objects: of the ground truth, and of the results, which it takes as rows or as dicts."""
+    images, categories = _images_and_categories(dataset)
     truth = _indexed({"images": images, "categories": categories, "annotations": annotations})
-    found = truth.loadRes(results) if len(results) else _indexed(truth.dataset | {"annotations": []})
-    return truth, found, COCOeval
+    return truth, truth.loadRes(results) if len(results) else _indexed(truth.dataset | {"annotations": []})
 
 
 def _annotations(objects, image_ids, category_ids) -> list[dict]:

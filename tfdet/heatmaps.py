@@ -6,6 +6,8 @@ which cells would be nearly right.
 
 from keras import ops
 
+from tfdet import boxes as box_ops
+
 LOWEST = -3e38  # of float32, but for infinity
 
 
@@ -34,6 +36,33 @@ def gaussian_radius(height, width, min_overlap, legacy=True):
     both_out = root(4 * min_overlap, -2 * min_overlap * half, area * (min_overlap - 1), 1)
     in_and_out = root(1, half, area * (1 - min_overlap) / (1 + min_overlap), smaller)
     return ops.minimum(ops.minimum(both_in, both_out), in_and_out)
+
+
+def place(boxes, labels, height, width, min_overlap):
+    """Where the centres of objects lie on a map of `height` x `width` cells (CenterNet).
+
+    Boxes are cut where the last row and column of cells begin (released code); what then has no area is no object.
+
+    Args:
+        boxes: float32 [M, 4] xyxy in units of cells; labels: int [M], negative for what is no object either.
+    Returns:
+        cells int32 [M, 2], row and column of the centre, and radii int32 [M] of the Gaussians, both -1 for what is no
+        object; sizes float32 [M, 2], width and height; offsets float32 [M, 2], where in its cell the centre lies, x
+        and y.
+    """
+    boxes = box_ops.clip(boxes, ops.cast(height - 1, "float32"), ops.cast(width - 1, "float32"))
+    sizes, centres = boxes[:, 2:] - boxes[:, :2], (boxes[:, :2] + boxes[:, 2:]) / 2
+    real = ops.all(sizes > 0, axis=-1) & (labels >= 0)
+    cells = ops.where(real[:, None], ops.flip(ops.cast(ops.floor(centres), "int32"), axis=-1), -1)
+    columns, rows = ops.unstack(ops.ceil(sizes), 2, axis=-1)
+    radii = ops.cast(gaussian_radius(rows, columns, min_overlap), "int32")
+    return cells, ops.where(real, radii, -1), sizes, centres - ops.floor(centres)
+
+
+def first_rows(values, count, padding):
+    """The first `count` of [M, ...], filled up where there are fewer: targets of every image have one shape."""
+    values = ops.pad(values, [[0, count]] + [[0, 0]] * (len(values.shape) - 1), constant_values=padding)
+    return ops.reshape(values[:count], (count, *values.shape[1:]))
 
 
 def draw_gaussians(shape, cells, radii, labels):
@@ -65,6 +94,24 @@ def _gaussians(length, centres, radii):
     return ops.where(ops.abs(distance) <= radii[:, None], values, 0.0)
 
 
+def at(maps, cells):
+    """What maps [B, H, W, N] say in cells int32 [B, K, 2] -> [B, K, N]; where those are negative, something."""
+    _, height, width, channels = ops.shape(maps)
+    index = ops.maximum(cells[..., 0] * width + cells[..., 1], 0)
+    return ops.take_along_axis(ops.reshape(maps, (-1, height * width, channels)), index[..., None], axis=1)
+
+
+def corners(cells):
+    """x and y, float32 [..., 2] in units of cells, where the cells int32 [..., 2] (row and column) begin."""
+    return ops.cast(ops.flip(cells, axis=-1), "float32")
+
+
+def mean(logits, others):
+    """The logits of the mean of two heatmaps' probabilities."""
+    probability = (ops.sigmoid(logits) + ops.sigmoid(others)) / 2
+    return ops.log(probability) - ops.log1p(-probability)
+
+
 def peaks(heatmap, k):
     """The k best cells that are not below any of their eight neighbours, over all classes: what NMS is elsewhere.
 
@@ -90,16 +137,3 @@ def peaks(heatmap, k):
     scores, chosen = ops.top_k(ops.pad(pairs, [[0, 0], [0, k]], constant_values=LOWEST), k)
     cells = ops.take_along_axis(cells, ops.minimum(chosen // classes, count - 1), axis=1)
     return scores, chosen % classes, cells // width, cells % width
-
-
-def values_at(maps, cells):
-    """What maps [B, H, W, N] say in cells int32 [B, K, 2], row and column -> [B, K, N]; in negative ones, something."""
-    _, height, width, channels = ops.shape(maps)
-    index = ops.maximum(cells[..., 0] * width + cells[..., 1], 0)
-    return ops.take_along_axis(ops.reshape(maps, (-1, height * width, channels)), index[..., None], axis=1)
-
-
-def of_fixed_length(rows, length, padding):
-    """The first rows of [M, N], or fewer and padding: [length, N]. Targets of images are of one shape."""
-    rows = ops.pad(rows, [[0, length], [0, 0]], constant_values=padding)
-    return ops.reshape(rows[:length], (length, ops.shape(rows)[-1]))

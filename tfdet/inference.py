@@ -15,18 +15,32 @@ class Detections(NamedTuple):
     """What a detector found in one image, best first, without padding.
 
     image_id: as in the data set, or the path. boxes: float32 [K, 4] xyxy in pixels of the original image.
-    scores: float32 [K] in [0, 1]. labels: int32 [K], 0 .. C-1.
+    scores: float32 [K] in [0, 1]. labels: int32 [K], 0 .. C-1. keypoints: float32 [K, J, 2], x and y, and
+    keypoint_scores: float32 [K, J] in [0, 1]; None of a detector that finds none.
     """
 
     image_id: int | str
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
+    keypoints: np.ndarray | None = None
+    keypoint_scores: np.ndarray | None = None
+
+    @classmethod
+    def from_padded(cls, image_id, found):
+        """Of one image, {"boxes" [K, 4], ..., "num_detections"} (see Detector)."""
+        count = found["num_detections"]
+        return cls(image_id, **{name: found[name][:count] for name in cls._fields[1:] if name in found})
+
+    def where(self, chosen):
+        """Some of them: chosen is bool [K]."""
+        image_id, *columns = self
+        return Detections(image_id, *(None if column is None else column[chosen] for column in columns))
 
     def relabelled(self, labels):
         """The same with label c replaced by labels[c]; where that is negative, left out."""
         new = labels[self.labels]
-        return Detections(self.image_id, self.boxes[new >= 0], self.scores[new >= 0], new[new >= 0])
+        return self._replace(labels=new).where(new >= 0)
 
 
 def in_bfloat16(detector):
@@ -111,8 +125,7 @@ def _detect(detector, ids, images, batch_size, verbose):
     except tf.errors.OpError:
         raise_unreadable(ids, images)
         raise
-    counts = found["num_detections"]
     return [
-        Detections(image_id, *(found[key][i, : counts[i]] for key in ("boxes", "scores", "labels")))
+        Detections.from_padded(image_id, {name: values[i] for name, values in found.items()})
         for i, image_id in enumerate(ids)
     ]

@@ -57,23 +57,25 @@ def soft_merge(detections, max_detections, sigma=0.5, score_threshold=0.001):
     """What was found in the same images several times: soft-NMS inside each class of each image, then the best of all.
 
     Args:
-        detections: list of what `multiclass_nms` returns; their numbers are not needed, nor any order.
+        detections: list of what `padded` returns; their numbers are not needed, nor any order.
         max_detections: K.
         score_threshold: what has no better score, from the start or after all, is dropped.
     Returns:
-        as `multiclass_nms`.
+        as `padded`.
     """
-    columns = [tf.concat([found[key] for found in detections], axis=1) for key in ("boxes", "scores", "labels")]
+    names = [name for name in detections[0] if name != "num_detections"]
+    columns = {name: tf.concat([found[name] for found in detections], axis=1) for name in names}
 
-    def merge(columns):
-        boxes, scores, labels = columns
+    def merge(found):
+        boxes, scores, labels = found["boxes"], found["scores"], found["labels"]
         kept, scores = soft_nms(_apart(boxes, labels), scores, sigma, score_threshold, max_detections)
         missing = [[0, max_detections - tf.shape(kept)[0]]]
         kept, scores = (tf.ensure_shape(tf.pad(one, missing), [max_detections]) for one in (kept, scores))
-        return tf.gather(boxes, kept), scores, tf.gather(labels, kept)
+        return {name: tf.gather(values, kept) for name, values in found.items()} | {"scores": scores}
 
-    boxes, scores, labels = tf.map_fn(merge, columns, fn_output_signature=(tf.float32, tf.float32, tf.int32))
-    return padded(boxes, scores, labels, scores > 0)
+    signature = {name: values.dtype for name, values in columns.items()}
+    merged = tf.map_fn(merge, columns, fn_output_signature=signature)
+    return padded(**merged, valid=merged["scores"] > 0)
 
 
 def best_pairs(scores, count):
@@ -138,17 +140,24 @@ def multiclass_nms(boxes, scores, iou_threshold, score_threshold, pre_nms, max_d
     return padded(boxes, scores, tf.cast(labels, tf.int32), tf.range(max_detections)[None, :] < count[:, None])
 
 
-def padded(boxes, scores, labels, valid):
+def padded(boxes, scores, labels, valid, **others):
     """Boxes [B, K, 4], scores [B, K] and labels int32 [B, K], best first, as `multiclass_nms` returns them.
 
-    valid: bool [B, K], true for the first ones, which count, and false for the rest.
+    Args:
+        valid: bool [B, K], true for the first ones, which count, and false for the rest.
+        others: [B, K, J, ...], what else is known of each.
     """
     return {
         "boxes": tf.where(valid[..., None], boxes, 0.0),
         "scores": tf.where(valid, scores, 0.0),
         "labels": tf.where(valid, labels, -1),
         "num_detections": tf.reduce_sum(tf.cast(valid, tf.int32), axis=1),
+        **{name: tf.where(_like(valid, values), values, 0.0) for name, values in others.items()},
     }
+
+
+def _like(valid, values):
+    return tf.reshape(valid, tf.concat([tf.shape(valid), [1] * (len(values.shape) - 2)], axis=0))
 
 
 def _apart(boxes, labels):

@@ -76,7 +76,9 @@ def write_settings(settings, path):
 
 
 class Checkpoints(keras.callbacks.Callback):
-    """After each epoch: a checkpoint to go on from, and best.keras whenever val_AP is better than ever before.
+    """After each epoch: a checkpoint to go on from, and best.keras whenever AP is better than ever before.
+
+    That is val_keypoint_AP where there is one, else val_AP.
 
     Both are whole .keras models with their optimizer (so with its step, from which schedule and shuffle position
     follow). A file gets its name only when it is complete and on the disk: one that was half written when the power
@@ -91,8 +93,9 @@ class Checkpoints(keras.callbacks.Callback):
         self.best = max((_best_so_far(path) for path in _checkpoints(folder)[-1:]), default=float("-inf"))
 
     def on_epoch_end(self, epoch, logs=None):
-        improved = logs["val_AP"] > self.best
-        self.best = max(self.best, logs["val_AP"])
+        figure = logs.get("val_keypoint_AP", logs["val_AP"])
+        improved = figure > self.best
+        self.best = max(self.best, figure)
         (self.folder / "checkpoints").mkdir(exist_ok=True)
         # In this order: were the run cut off between the two, it would go on from before this epoch and save it again.
         if improved or not (self.folder / "best.keras").exists():
@@ -156,7 +159,8 @@ def report(model, test, folder, examples=8):
     shown = dataclasses.replace(test, examples=test.examples[:examples])
     images = [load_image(example.image) for example in shown.examples]
     found = inference.detect(model, shown)
-    picture = drawing.truth_and_predictions(images, shown.examples, found, test.class_names)
+    names = model.keypoint_names if model.keypoint_names == test.keypoint_names else ()
+    picture = drawing.truth_and_predictions(images, shown.examples, found, test.class_names, keypoint_names=names)
     with writing_in(folder):
         (folder / "evaluation.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
         picture.save(folder / "predictions.png")
@@ -171,8 +175,13 @@ def say_what_was_made(settings, recipe, test, figures, folder):
     if shapes:
         print("\nThis was the built-in set of generated shapes: it shows that all works, not what photographs give.")
     print(f"\n{test.name} ({len(test)} images): AP {figures['AP']:.3f}, AP50 {figures['AP50']:.3f}")
+    if figures.get("keypoint_AP") is not None:
+        print(f"keypoints: AP {figures['keypoint_AP']:.3f}, AP50 {figures['keypoint_AP50']:.3f}")
     print(f"{folder}/ holds best.keras, export/ (SavedModel), evaluation.json, predictions.png, curves.png, ...")
     print("Next:")
     print(f"  python -m tfdet predict photo.jpg --model {folder}/best.keras")
     if shapes:
-        print(f"  python -m tfdet.recipes.{recipe} --data csv:boxes.csv   your photographs: path,x1,y1,x2,y2,label")
+        own = "csv:boxes.csv   your photographs: path,x1,y1,x2,y2,label"
+        if "keypoint_AP" in figures:
+            own = "coco_keypoints:DIR   your photographs"
+        print(f"  python -m tfdet.recipes.{recipe} --data {own}")

@@ -25,8 +25,9 @@ def export(detector, folder, version=1):
     TF Serving puts requests of several people into one batch, so bytes that cannot be decoded are no error: they get
     num_detections -1 (and boxes 0, scores 0, labels -1), and the images beside them what they always get.
 
-    In `assets.extra` lie the names of the classes, `class_names.txt`, one a line, the first is label 0; and requests
-    that TF Serving runs before it opens a version to anyone, `tf_serving_warmup_requests`.
+    In `assets.extra` lie the names of the classes, `class_names.txt`, one a line, the first is label 0, those of the
+    keypoints, `keypoint_names.txt`, if the detector finds any; and requests that TF Serving runs before it opens a
+    version to anyone, `tf_serving_warmup_requests`.
 
     Raises:
         FileExistsError: there is such a version.
@@ -125,7 +126,9 @@ def _write(detector, endpoints, folder, version, warm_up=()):
         with tf.io.TFRecordWriter(str(extra / "tf_serving_warmup_requests")) as file:
             for signature, inputs in warm_up:
                 file.write(_prediction_log(signature, inputs))
-    (extra / "class_names.txt").write_text("".join(f"{name}\n" for name in detector.class_names), encoding="utf-8")
+    for file, names in (("class_names.txt", detector.class_names), ("keypoint_names.txt", detector.keypoint_names)):
+        if names:
+            (extra / file).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     os.replace(unfinished, target)
     return target
 

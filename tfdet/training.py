@@ -21,7 +21,7 @@ class Settings:
     """Settings that every recipe has."""
 
     data: str = "shapes"
-    """The data: coco:DIR, voc:DIR, csv:FILE, tfrecord:DIR, or shapes, a generated set that needs no download."""
+    """The data: coco:DIR, coco_keypoints:DIR, voc:DIR, csv:FILE, tfrecord:DIR, or shapes, which needs no download."""
     train_split: str = "train"
     """Split to train on."""
     val_split: str = "val"

@@ -10,7 +10,10 @@ from tfdet.errors import DataError
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("pickle:somewhere", ["pickle:somewhere", "expected coco:DIR, voc:DIR, csv:FILE, tfrecord:GLOB or shapes"]),
+        (
+            "pickle:somewhere",
+            ["pickle:somewhere", "expected coco:DIR, coco_keypoints:DIR, voc:DIR, csv:FILE, tfrecord:GLOB or shapes"],
+        ),
         ("nothing", ['"nothing"', "expected coco:DIR"]),
         ("", ["expected coco:DIR"]),
         ("coco:", ["coco:", "expected coco:DIR"]),

@@ -39,6 +39,19 @@ def test_the_boxes_never_change(val):
     assert digest.hexdigest()[:16] == "a18fe351e5b19281"
 
 
+def test_keypoints_are_where_objects_touch_their_boxes(val):
+    assert val.keypoint_names == ("top", "left", "bottom", "right")
+    for example in val.examples:
+        x1, y1, x2, y2 = example.boxes.T
+        assert example.keypoints.shape == (len(x1), 4, 3) and (example.keypoints[..., 2] == 2).all()
+        (top, left, bottom, right) = example.keypoints[..., :2].transpose(1, 2, 0)
+        for place, border in ((top[1], y1), (left[0], x1), (bottom[1], y2), (right[0], x2)):
+            np.testing.assert_array_equal(place, border)
+        assert (left[1] > y1).all() and (left[1] < y2).all() and (top[0] > x1).all() and (top[0] < x2).all()
+        circles = example.labels == 0
+        np.testing.assert_allclose(top[0, circles], ((x1 + x2) / 2)[circles], atol=1)
+
+
 def test_splits_differ_and_are_made_once(val):
     assert load_dataset("shapes", "val") is val
     again = draw_example("val", 7)

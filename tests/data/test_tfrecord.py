@@ -286,7 +286,7 @@ class Plain:
         def scale(height, width):
             return tf.ones(4)
 
-    wants_crowds = False
+    wants_crowds, keypoint_names = False, ()
     encode = staticmethod(lambda image, boxes, labels, seed: {"count": tf.shape(labels)[0]})
 
 

@@ -581,6 +581,41 @@ def test_beside_the_image_a_window_is_of_one_colour(crop):
     assert seen > 5
 
 
+def marked(width, height, points):
+    """An image with a white spot of 5 x 5 pixels around each point."""
+    image = np.zeros((height, width, 3), np.uint8)
+    for x, y in points:
+        image[y - 2 : y + 3, x - 2 : x + 3] = 255
+    return image
+
+
+def test_keypoints_go_where_the_image_goes():
+    """Two points of one object: what is left becomes right where the image is mirrored, and they stay where it is
+    bright. The colours are those of the other tests' windows."""
+    augmentation, seen, beside = CenterNetAugmentation(96, mirrored=(1, 0, 2)), {True: 0, False: 0}, 0
+    places = np.float32([[(30.5, 40.5, 2), (80.5, 60.5, 1), (0, 0, 0)]])
+    images = [marked(120, 100, [point]) for point in ((30, 40), (80, 60))]
+    boxes, labels = np.float32([(5, 5, 110, 95)]), np.int32([4])
+    for seed in range(16):
+        found = [augmentation(image, boxes, labels, (seed, 0), places) for image in images]
+        fed, box, _, keypoints = (np.array(part) for part in found[0])
+        plain = augmentation(images[0], boxes, labels, (seed, 0))
+        for part, other in zip(plain, found[0], strict=False):
+            np.testing.assert_array_equal(part, other)
+        assert keypoints.shape == (1, 3, 3) and len(box) == 1
+        mirrored = keypoints[0, 0, 2] == 1
+        seen[bool(mirrored)] += 1
+        first, second = keypoints[0, [1, 0] if mirrored else [0, 1], :2]
+        assert (first[0] > second[0]) == mirrored
+        for image, (x, y) in ((fed, first), (np.array(found[1][0]), second)):
+            if not (4 < x < 92 and 4 < y < 92):
+                beside += 1
+                continue
+            rows, columns = np.nonzero(image[..., 0] > image[..., 0].min() + 0.5 * np.ptp(image[..., 0]))
+            np.testing.assert_allclose((columns.mean() + 0.5, rows.mean() + 0.5), (x, y), atol=0.8)
+    assert min(seen.values()) >= 3 and beside < 16
+
+
 # --- CenterNet's colours ---
 
 

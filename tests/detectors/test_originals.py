@@ -9,8 +9,9 @@ from tfdet import backbones
 from tfdet.backbones import keypoints
 from tfdet.backbones.hourglass import hourglass
 from tfdet.detectors.cornernet import CornerNet
-from tfdet.detectors.originals import centernet_original, cornernet_original
+from tfdet.detectors.originals import centernet_original, centernet_pose_original, cornernet_original
 from tfdet.errors import WeightsError
+from tfdet.skeleton import PERSON
 
 # network -> where its heads have the 3x3 and the 1x1 convolution of each stack, and the channels between them
 HEADS = {
@@ -20,10 +21,11 @@ HEADS = {
     "hourglass104": ([("{}.0.0.conv", "{}.0.1"), ("{}.1.0.conv", "{}.1.1")], 256),
 }
 MAPS = {"hm": 3, "wh": 2, "reg": 2}
+POSE_MAPS = {"hm": 1, "wh": 2, "reg": 2, "hps": 34, "hm_hp": 17, "hp_offset": 2}
 
 
-def checkpoint(network, backbone):
-    """A state dict of three classes; 0.05 noise."""
+def checkpoint(network, backbone, maps=MAPS):
+    """A state dict of three classes, or of people's joints; 0.05 noise."""
     random = np.random.default_rng(0)
     state = {}
 
@@ -42,7 +44,7 @@ def checkpoint(network, backbone):
             add(f"{name}.bias", *layer.bias.shape)
     convolutions, width = HEADS[network]
     features = backbone.output["stack1"].shape[-1]
-    for map_name, count in MAPS.items():
+    for map_name, count in maps.items():
         for first, last in convolutions:
             add(f"{first.format(map_name)}.weight", width, features, 3, 3)
             add(f"{first.format(map_name)}.bias", width)
@@ -77,6 +79,23 @@ def test_every_tensor_finds_its_layer(network, small_networks, tmp_path):
     # Every tensor was used, or it had been refused; the first convolution is turned from BGR to RGB.
     layer, module = keypoints.torch_names(model.backbone)[0]
     np.testing.assert_array_equal(layer.kernel, state[f"{module}.weight"][:, ::-1].transpose(2, 3, 1, 0))
+
+
+@pytest.mark.parametrize("network", ["dla34", "hourglass104"])
+def test_every_tensor_of_a_pose_checkpoint_finds_its_layer(network, small_networks, tmp_path):
+    state = checkpoint(network, backbones.build(network), POSE_MAPS)
+    save_file(state, tmp_path / "released.safetensors")
+    model = centernet_pose_original(tmp_path / "released.safetensors", side=128)
+    assert (model.class_names, model.keypoint_names) == (("person",), PERSON)
+    names = {"heatmap": "hm", "size": "wh", "offset": "reg"}
+    names |= {"joints": "hps", "joint_heatmap": "hm_hp", "joint_offset": "hp_offset"}
+    for head, (first, last) in zip(model.heads, HEADS[network][0], strict=True):
+        for name, theirs in names.items():
+            for layer, module in ((head.convs[name], first), (head.lasts[name], last)):
+                weight = state[f"{module.format(theirs)}.weight"]
+                np.testing.assert_array_equal(layer.kernel, weight.transpose(2, 3, 1, 0))
+    with pytest.raises(WeightsError, match="hps"):
+        centernet_original(tmp_path / "released.safetensors", side=128)
 
 
 def test_classes_are_numbered_where_no_names_are_given(tmp_path):

@@ -8,14 +8,14 @@ from collections import Counter
 import numpy as np
 
 from tfdet.data.dataset import Dataset, Example
-from tfdet.data.validation import box_line, check_boxes, check_image, quoted
+from tfdet.data.validation import TOLERANCE, box_line, check_boxes, check_image, quoted
 from tfdet.errors import DataError
 
 
-def read_coco(folder, split, problems):
+def read_coco(folder, split, problems, task="instances"):
     """Reads one split.
 
-    The annotations are folder/annotations/instances_{split}2017.json, or else the one file in annotations/ whose name
+    The annotations are folder/annotations/{task}_{split}2017.json, or else the one file in annotations/ whose name
     has the split in it, or else folder/{split}/_annotations.coco.json. Labels count the categories in the order of
     their ids. The image id is COCO's, the area is that of the segment. Images without annotations are kept.
 
@@ -23,18 +23,25 @@ def read_coco(folder, split, problems):
         folder: Path.
         split: "train", "val", ...
         problems: `Problems`, told of each annotation and image that cannot be used.
+        task: "instances", or "person_keypoints" for those categories alone that have keypoints, and with these. Objects
+            of which no keypoint is labelled are read, too.
 
     Raises:
         DataError: no such folder or split, or the file is not COCO's JSON.
     """
-    file = _annotation_file(folder, split)
+    file = _annotation_file(folder, split, task)
     images, annotations, categories = _load_json(file)
-    names = _category_names(file, categories)
+    names, keypoint_names = _category_names(file, categories), ()
+    if task == "person_keypoints":
+        chosen, keypoint_names = _with_keypoints(file, categories)
+        others = set(names) - chosen
+        names = {category: name for category, name in names.items() if category in chosen}
+        annotations = [one for one in annotations if not (isinstance(one, dict) and _key(one) in others)]
     label_of = {category: label for label, category in enumerate(names)}  # names is sorted by id
 
     image_folder = _image_folder(folder, file, split, images)
     images = _read_images(file, images, image_folder, problems)
-    rows = _read_annotations(file, annotations, images, names, problems)
+    rows = _read_annotations(file, annotations, images, names, keypoint_names, problems)
 
     def describe(i):
         row = rows[i]
@@ -67,55 +74,64 @@ def read_coco(folder, split, problems):
                 crowd=np.array([rows[i]["crowd"] for i in indices], bool),
                 difficult=np.zeros(len(indices), bool),
                 areas=np.array([a if g is None else g for g, a in zip(given, area, strict=True)], np.float32),
+                keypoints=_joined([rows[i]["keypoints"] for i in indices], keypoint_names),
             )
         )
     return Dataset(
-        name=f"coco:{folder.resolve().name} {split}",
+        name=f"{'coco_keypoints' if keypoint_names else 'coco'}:{folder.resolve().name} {split}",
         class_names=tuple(names.values()),
         category_ids=tuple(names),
         examples=tuple(examples),
         skipped=tuple(problems.lines),
+        keypoint_names=keypoint_names,
     )
+
+
+def _joined(keypoints, names):
+    return np.array(keypoints, np.float32).reshape(-1, len(names), 3) if names else None
 
 
 # Which file?
 
 
-def split_names(folder):
+def split_names(folder, task="instances"):
     """The splits that `read_coco` can read.
 
     Raises:
         DataError: no such folder, or it has no annotations.
     """
-    found, boxes, roboflow = _annotation_files(folder)
-    names = [re.sub(r"^instances_|\d{4}$", "", file.stem) for file in boxes or found]
+    found, preferred, roboflow = _annotation_files(folder, task)
+    names = [re.sub(rf"^{task}_|\d{{4}}$", "", file.stem) for file in preferred or found]
     names += [file.parent.name for file in roboflow]
     if not names:
         raise DataError(f"{folder}: there are no annotations/*.json files")
     return tuple(dict.fromkeys(names))
 
 
-def _annotation_files(folder):
-    """All JSON files in annotations/, those of them that are for boxes, and those of Roboflow."""
+def _annotation_files(folder, task):
+    """All JSON files in annotations/, those of them that are for boxes or for keypoints, and those of Roboflow."""
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder")
     found = sorted((folder / "annotations").glob("*.json"))
     # The task comes first in COCO's names: captions_, person_keypoints_, stuff_, panoptic_, image_info_.
     other = re.compile("captions|keypoints|panoptic|stuff|image_info")
-    boxes = [file for file in found if not other.search(file.name)]
-    return found, boxes, sorted(folder.glob("*/_annotations.coco.json"))
+    if task == "instances":
+        preferred = [file for file in found if not other.search(file.name)]
+    else:
+        preferred = [file for file in found if "keypoints" in file.name]
+    return found, preferred, sorted(folder.glob("*/_annotations.coco.json"))
 
 
-def _annotation_file(folder, split):
-    found, boxes, roboflow = _annotation_files(folder)
+def _annotation_file(folder, split, task):
+    found, preferred, roboflow = _annotation_files(folder, task)
     # "val" is the val of instances_val2014.json rather than of instances_minival2014.json.
     word = re.compile(rf"(?<![^\W_]){re.escape(split)}(?:\d{{4}})?(?![^\W_])")
     for candidates in (
-        [file for file in boxes if split and file.name == f"instances_{split}2017.json"],
-        [file for file in boxes if split and word.search(file.stem)],
+        [file for file in preferred if split and file.name == f"{task}_{split}2017.json"],
+        [file for file in preferred if split and word.search(file.stem)],
         [file for file in roboflow if file.parent.name == split],
         [file for file in roboflow if (file.parent.name, split) == ("valid", "val")],  # what Roboflow calls it
-        [file for file in boxes if split and split in file.stem],
+        [file for file in preferred if split and split in file.stem],
         [file for file in found if split and split in file.stem],
     ):
         if len(candidates) > 1:
@@ -123,7 +139,7 @@ def _annotation_file(folder, split):
             raise DataError(f'{folder}: more than one annotation file fits split "{split}": {listed}')
         if candidates:
             return candidates[0]
-    raise DataError(f'{folder}: no split "{split}"; there are {", ".join(split_names(folder))}')
+    raise DataError(f'{folder}: no split "{split}"; there are {", ".join(split_names(folder, task))}')
 
 
 def _image_folder(folder, file, split, images):
@@ -178,6 +194,25 @@ def _category_names(file, categories):
     return dict(sorted(names.items()))
 
 
+def _with_keypoints(file, categories):
+    """The ids of the categories that have keypoints, and the names of these, which they share."""
+    names = {category["id"]: category["keypoints"] for category in categories if "keypoints" in category}
+    for keypoints in names.values():
+        if not isinstance(keypoints, list) or not keypoints or not all(type(name) is str for name in keypoints):
+            raise DataError(f"{file}: the keypoints of a category are {quoted(keypoints)}, not a list of names")
+    first, *others = names.values() or [None]
+    if first is None:
+        raise DataError(f"{file}: no category has keypoints")
+    if any(other != first for other in others):
+        raise DataError(f"{file}: its categories have different keypoints")
+    return set(names), tuple(first)
+
+
+def _key(annotation):
+    category = annotation.get("category_id")
+    return category if type(category) is int else None
+
+
 def _read_images(file, records, folder, problems):
     """{image id: (path, width, height)}, with None for an image that is left out."""
     images = {}
@@ -207,7 +242,7 @@ def _read_images(file, records, folder, problems):
     return images
 
 
-def _read_annotations(file, records, images, names, problems):
+def _read_annotations(file, records, images, names, keypoint_names, problems):
     """What is needed of each annotation that can be used: a list of dictionaries, boxes as xyxy."""
     rows = []
     seen = set()
@@ -233,12 +268,15 @@ def _read_annotations(file, records, images, names, problems):
             "category_id": record["category_id"],
             "crowd": bool(record.get("iscrowd")),
             "area": record.get("area"),
+            "keypoints": None,
         }
         fault = None
         if row["category_id"] not in names:
             fault = f"category {row['category_id']} is not among the categories of the file"
         elif row["id"] is not None and row["id"] in seen:
             fault = "this annotation id occurs twice"
+        elif keypoint_names:
+            row["keypoints"], fault = _keypoints(record, keypoint_names, *images[image_id][1:])
         if fault:
             problems.report(box_line(f"{file}: image {image_id}", number, row["box"], _name(row, names), fault))
             continue
@@ -269,6 +307,29 @@ def _fault(record, images):
     if area is not None and not (_is_number(area) and 0 <= area < float("inf")):
         return f"area is {quoted(area)}, not a number of pixels"
     return None
+
+
+def _keypoints(record, names, width, height):
+    """Those of an annotation as float64 [J, 3], and what is wrong with them, or None. To have none is legal."""
+    values = record.get("keypoints")
+    if values is None:
+        return np.zeros((len(names), 3)), None
+    if not isinstance(values, list) or len(values) != 3 * len(names) or not all(map(_is_number, values)):
+        return None, f"keypoints are {quoted(values)}, not x, y and visibility of {len(names)}"
+    keypoints = np.array(values, float).reshape(-1, 3)
+    places, visibility = keypoints[:, :2], keypoints[:, 2]
+    inside = np.clip(places, 0, (width, height))
+    labelled = visibility != 0
+    for faulty, fault in (
+        (~np.isfinite(keypoints).all(axis=1), "is not finite"),
+        (~np.isin(visibility, (0, 1, 2)), "has a visibility that is not 0, 1 or 2"),
+        (labelled & (abs(places - inside) > TOLERANCE).any(axis=1), f"is outside the image of {width}x{height} pixels"),
+    ):
+        if faulty.any():
+            i = int(np.argmax(faulty))
+            values = ", ".join(f"{value:.10g}" for value in keypoints[i])
+            return None, f"keypoint {names[i]} ({values}) {fault}"
+    return np.where(labelled[:, None], np.column_stack([inside, visibility]), 0.0), None
 
 
 def _is_number(value):

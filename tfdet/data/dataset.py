@@ -22,6 +22,8 @@ class Example:
         difficult: bool [M]. A difficult object (VOC) is a training target but is not counted in evaluation.
         areas: float32 [M], the area by which COCO evaluation sorts objects into sizes: that of the segment if the
             data set gives it, else that of the box.
+        keypoints: float32 [M, J, 3], or None where the data set has none: x and y in pixels, and, as in COCO, 0 where
+            the keypoint is not labelled (x and y then mean nothing), 1 where it is but hidden, 2 where it is visible.
     """
 
     image_id: int | str
@@ -33,6 +35,7 @@ class Example:
     crowd: np.ndarray
     difficult: np.ndarray
     areas: np.ndarray
+    keypoints: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,6 +48,8 @@ class Dataset:
         category_ids: class c has this id in the data set's own files (COCO's are not contiguous); 1 .. C elsewhere.
         examples: the images.
         skipped: one line for everything that was left out (`on_error="skip"`), naming file and box.
+        keypoint_names: keypoint j of an object is called keypoint_names[j]; a mirror exchanges "left" and "right" in
+            them (see tfdet.skeleton).
     """
 
     name: str
@@ -52,6 +57,7 @@ class Dataset:
     category_ids: tuple[int, ...]
     examples: tuple[Example, ...]
     skipped: tuple[str, ...] = ()
+    keypoint_names: tuple[str, ...] = ()
 
     def __len__(self):
         return len(self.examples)

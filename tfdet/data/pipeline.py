@@ -10,6 +10,7 @@ from tfdet.assigners import IGNORED
 from tfdet.data.images import decode
 from tfdet.data.portable import compiled, in_graph
 from tfdet.data.records import Record, read_image
+from tfdet.errors import TfdetError
 
 
 def training_batches(dataset, detector, batch_size, seed=0, cache=False, start_step=None):
@@ -29,7 +30,7 @@ def training_batches(dataset, detector, batch_size, seed=0, cache=False, start_s
     """
     if len(dataset) < batch_size:
         raise ValueError(f"{dataset.name}: {len(dataset)} images do not fill one batch of {batch_size}")
-    look_up, encoder = _annotations(dataset), _encoder(detector)
+    look_up, encoder = _annotations(dataset, detector), _encoder(detector)
     # What is shuffled, as a whole, are numbers: little memory and no wait, however many images there are.
     examples = tf.data.Dataset.range(len(dataset))
     if cache:
@@ -44,9 +45,10 @@ def training_batches(dataset, detector, batch_size, seed=0, cache=False, start_s
 
     def encode(example, seed):
         example = example if cache else _decode(look_up(example))
-        boxes, labels = _objects(example, detector)
-        image, boxes, labels = detector.augmentation(example["image"], boxes, labels, tf.stack([seed, 0]))
-        return image, encoder(image, boxes, labels, seed)
+        boxes, labels, *keypoints = _objects(example, detector)
+        seeds = tf.stack([seed, 0])
+        image, boxes, labels, *keypoints = detector.augmentation(example["image"], boxes, labels, seeds, *keypoints)
+        return image, encoder(image, boxes, labels, seed, *keypoints)
 
     return _batched(_map(stream, encode), batch_size, drop_remainder=True)
 
@@ -54,13 +56,15 @@ def training_batches(dataset, detector, batch_size, seed=0, cache=False, start_s
 def validation_batches(dataset, detector, batch_size):
     """Batches for `detector.evaluate` and the validation loss: in order, resized, not augmented, none left out."""
 
-    look_up, encoder, resizer = _annotations(dataset), _encoder(detector), _resizer(detector)
+    look_up, encoder, resizer = _annotations(dataset, detector), _encoder(detector), _resizer(detector)
 
     def encode(i):
         example = _decode(look_up(i))
-        boxes, labels = _objects(example, detector)
+        boxes, labels, *keypoints = _objects(example, detector)
         resized = resizer(example["image"])
-        return resized["images"], encoder(resized["images"], boxes * resized["scale"], labels, i)
+        boxes *= resized["scale"]
+        keypoints = [places * tf.concat([resized["scale"][:2], [1.0]], axis=0) for places in keypoints]
+        return resized["images"], encoder(resized["images"], boxes, labels, i, *keypoints)
 
     return _batched(_map(tf.data.Dataset.range(len(dataset)), encode), batch_size)
 
@@ -100,8 +104,16 @@ def _path(image):
     return image.path if isinstance(image, Record) else image if isinstance(image, str) else ""
 
 
-def _annotations(dataset):
-    """A function: the number of an image, a scalar tensor -> its source, boxes, labels and crowd."""
+def _annotations(dataset, detector):
+    """A function: the number of an image, a scalar tensor -> its source, boxes, labels and crowd, and its keypoints if
+    the detector finds any.
+
+    Raises:
+        TfdetError: the data set has other keypoints.
+    """
+    if detector.keypoint_names and detector.keypoint_names != dataset.keypoint_names:
+        given = ", ".join(dataset.keypoint_names) or "no keypoints"
+        raise TfdetError(f"{dataset.name} has {given}; {detector.name} learns {', '.join(detector.keypoint_names)}")
 
     def rows(name, dtype):
         values = [getattr(example, name) for example in dataset.examples]
@@ -109,6 +121,8 @@ def _annotations(dataset):
         return tf.RaggedTensor.from_row_lengths(tf.constant(np.concatenate(values), dtype), lengths)
 
     boxes = {"boxes": rows("boxes", tf.float32), "labels": rows("labels", tf.int32), "crowd": rows("crowd", tf.bool)}
+    if detector.keypoint_names:
+        boxes["keypoints"] = rows("keypoints", tf.float32)
     source = _sources([example.image for example in dataset.examples])
     return lambda i: {"source": source(i), **{name: column[i] for name, column in boxes.items()}}
 
@@ -118,16 +132,21 @@ def _decode(example):
 
 
 def _objects(example, detector):
-    """Boxes and labels that the detector learns from; crowd regions with the label -1, or without them."""
+    """Boxes, labels and, if it finds them, keypoints that the detector learns from.
+
+    Crowd regions have the label -1, or are not among them.
+    """
     if detector.wants_crowds:
         return example["boxes"], tf.where(example["crowd"], -1, example["labels"])
-    return example["boxes"][~example["crowd"]], example["labels"][~example["crowd"]]
+    return [example[name][~example["crowd"]] for name in ("boxes", "labels", "keypoints") if name in example]
 
 
 def _encoder(detector):
     """The detector's own, for tf.data."""
     image, boxes, labels = np.zeros((32, 32, 3), np.float32), np.zeros((0, 4), np.float32), np.zeros(0, np.int32)
-    return in_graph(compiled(detector.encode), image, boxes, labels, np.int64(0))
+    names = detector.keypoint_names
+    keypoints = [np.zeros((0, len(names), 3), np.float32)] if names else []
+    return in_graph(compiled(detector.encode), image, boxes, labels, np.int64(0), *keypoints)
 
 
 def _resizer(detector):

@@ -10,6 +10,7 @@ from tfdet.data.dataset import Dataset, Example
 from tfdet.errors import DataError
 
 CLASS_NAMES = ("circle", "square", "triangle")
+KEYPOINT_NAMES = ("top", "left", "bottom", "right")  # where the shape reaches its box
 SPLITS = {"train": 1000, "val": 200, "test": 200}  # split: number of images
 MIN_SIZE, MAX_SIZE = 29, 158  # pixels, the longer side of an object; then both sides are within 24 .. 160
 
@@ -25,8 +26,8 @@ def shapes(split):
         split: "train" (1000 images), "val" (200) or "test" (200).
 
     Returns:
-        A `Dataset` whose images are JPEG bytes. Each box is the tightest one around the pixels of its object; an
-        object may hide up to 30 % of the box of another.
+        A `Dataset` whose images are JPEG bytes. Each box is the tightest one around the pixels of its object, and the
+        keypoints are where it touches them; an object may hide up to 30 % of the box of another.
 
     Raises:
         DataError: there is no such split.
@@ -38,6 +39,7 @@ def shapes(split):
         class_names=CLASS_NAMES,
         category_ids=tuple(range(1, len(CLASS_NAMES) + 1)),
         examples=tuple(draw_example(split, index) for index in range(SPLITS[split])),
+        keypoint_names=KEYPOINT_NAMES,
     )
 
 
@@ -47,7 +49,7 @@ def draw_example(split, index):
     width, height = (int(side) for side in rng.integers(240, 401, 2))
     pixels, ground_colors = _draw_ground(rng, width, height)
 
-    boxes, labels = [], []
+    boxes, labels, keypoints = [], [], []
     count = 0 if rng.random() < 0.03 else rng.integers(1, 7)
     for _ in range(count):
         for _ in range(30):  # tries to find room
@@ -61,6 +63,7 @@ def draw_example(split, index):
                 pixels[y1:y2, x1:x2][mask] = _pick_color(rng, ground_colors)
                 boxes.append(box)
                 labels.append(label)
+                keypoints.append(_extremes(box, mask))
                 break
 
     pixels += rng.integers(-8, 9, (height, width, 1), dtype=np.int8)  # the grain of a photograph
@@ -73,6 +76,7 @@ def draw_example(split, index):
         "crowd": np.zeros(len(boxes), bool),
         "difficult": np.zeros(len(boxes), bool),
         "areas": (boxes[:, 2:] - boxes[:, :2]).prod(axis=1),
+        "keypoints": np.array(keypoints, np.float32).reshape(-1, len(KEYPOINT_NAMES), 3),
     }
     for array in arrays.values():
         array.setflags(write=False)  # shared by all who ask for this split
@@ -133,6 +137,14 @@ def _rasterise(name, center, size, angle):
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     x1, y1, x2, y2 = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
     return (corner[0] + x1, corner[1] + y1, corner[0] + x2, corner[1] + y2), mask[y1:y2, x1:x2]
+
+
+def _extremes(box, mask):
+    """The keypoints of a shape, x, y and visibility, 4 of them; the middle of the edge where it lies flat."""
+    x1, y1, x2, y2 = box
+    top, bottom = (x1 + np.flatnonzero(mask[row]).mean() + 0.5 for row in (0, -1))
+    left, right = (y1 + np.flatnonzero(mask[:, column]).mean() + 0.5 for column in (0, -1))
+    return (top, y1, 2), (x1, left, 2), (bottom, y2, 2), (x2, right, 2)
 
 
 def _hides(a, b):

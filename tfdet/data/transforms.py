@@ -89,13 +89,18 @@ class CenterNetAugmentation:
         size: side of the fed image in pixels.
         of_own_size: the window is so many times as large as the fed image, whatever the size of the image, so that
             objects appear in about their own size (CornerNet, princeton-vl/CornerNet, sample/utils.py).
+        mirrored: of keypoints, which one is which in the mirror image (tfdet.skeleton.mirrored).
     """
 
-    def __init__(self, size, of_own_size=False):
-        self.size, self.of_own_size = size, of_own_size
+    def __init__(self, size, of_own_size=False, mirrored=()):
+        self.size, self.of_own_size, self.mirrored = size, of_own_size, mirrored
 
-    def __call__(self, image, boxes, labels, seed):
-        """As SSDAugmentation, with those boxes of which anything is left inside. Bright pixels may exceed 255."""
+    def __call__(self, image, boxes, labels, seed, keypoints=None):
+        """As SSDAugmentation, with those boxes of which anything is left inside. Bright pixels may exceed 255.
+
+        keypoints: float32 [M, J, 3], x, y and visibility; if given, those of the boxes that are left come back as well,
+            wherever they are now: some may lie beside the fed image.
+        """
         draw = Draw(seed)
         height, width = tf.unstack(tf.shape(image)[:2])
         unit = tf.cast(self.size if self.of_own_size else tf.maximum(height, width), tf.float32)
@@ -109,8 +114,14 @@ class CenterNetAugmentation:
         kept = tf.reduce_all(boxes[:, 2:] > boxes[:, :2], axis=-1)
         part, shape, padding = visible(image, window, self.size)
         image = tf.ensure_shape(tf.pad(tf.image.resize(part, shape), padding), (self.size, self.size, 3))
-        image, boxes = flip(blend_colours(image, draw), tf.boolean_mask(boxes, kept), draw.chance(0.5))
-        return image, boxes, tf.boolean_mask(labels, kept)
+        image, mirrored = blend_colours(image, draw), draw.chance(0.5)
+        image, boxes = flip(image, tf.boolean_mask(boxes, kept), mirrored)
+        labels = tf.boolean_mask(labels, kept)
+        if keypoints is None:
+            return image, boxes, labels
+        places = (keypoints[..., :2] / sides[:2] - window[:2]) / (window[2:] - window[:2]) * self.size
+        keypoints = tf.boolean_mask(tf.concat([places, keypoints[..., 2:]], axis=-1), kept)
+        return image, boxes, labels, flip_keypoints(keypoints, self.size, self.mirrored, mirrored)
 
 
 class RandomShortSide:
@@ -226,6 +237,12 @@ def flip(image, boxes, mirrored):
         tf.cond(mirrored, lambda: tf.reverse(image, axis=[1]), lambda: image),
         tf.where(mirrored, tf.stack([width - x2, y1, width - x1, y2], axis=-1), boxes),
     )
+
+
+def flip_keypoints(keypoints, width, counterparts, mirrored):
+    """Keypoints [M, J, 3] of an image `width` pixels wide, as `flip` has mirrored it; see tfdet.skeleton.mirrored."""
+    x, y, visibility = tf.unstack(tf.gather(keypoints, counterparts, axis=1), axis=-1)
+    return tf.where(mirrored, tf.stack([width - x, y, visibility], axis=-1), keypoints)
 
 
 def resize_randomly(image, size, draw):

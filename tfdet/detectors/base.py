@@ -23,7 +23,8 @@ class Detector(keras.Model):
     so that `compile(optimizer)`, `fit`, `evaluate`, `predict`, `save` and `keras.models.load_model` are plain Keras.
 
     Detections are {"boxes" float32 [B, K, 4] xyxy, "scores" float32 [B, K], "labels" int32 [B, K], "num_detections"
-    int32 [B]}, best first, padded with 0, 0 and -1.
+    int32 [B]}, best first, padded with 0, 0 and -1. A detector that finds keypoints says "keypoints" float32
+    [B, K, J, 2], x and y, and "keypoint_scores" float32 [B, K, J] as well.
     """
 
     def __init__(self, class_names, **kwargs):
@@ -64,6 +65,7 @@ class Detector(keras.Model):
         """Nothing: calling the layers builds them. (Keras' own build() warns of layers that are not built yet.)"""
 
     wants_crowds = False  # whether the encoder takes crowd regions, as boxes with the label -1
+    keypoint_names = ()  # of those it finds of each object; then `augmentation` and `encode` take keypoints as well
 
     def encode(self, image, boxes, labels, seed):
         """The encoder's targets for one fed image [H, W, 3]; a subclass passes on what else its encoder wants.
@@ -118,8 +120,15 @@ class Detector(keras.Model):
 
     def detect(self, images, scale):
         """Fed images [B, h, w, 3] and the factors [B or 1, 4] that took boxes there -> detections in the originals."""
-        detections = self.decoder(self(images, training=False))
-        return {**detections, "boxes": detections["boxes"] / scale[:, None, :]}
+        return unscaled(self.decoder(self(images, training=False)), scale)
+
+
+def unscaled(detections, scale):
+    """Detections in pixels of images that the factors [B or 1, 4] have scaled -> in those of the images before."""
+    found = {**detections, "boxes": detections["boxes"] / scale[:, None, :]}
+    if "keypoints" in found:
+        found["keypoints"] = found["keypoints"] / scale[:, None, None, :2]
+    return found
 
 
 class StopOnNonFiniteLoss(keras.callbacks.Callback):

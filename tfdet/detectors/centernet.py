@@ -23,7 +23,7 @@ from keras import ops
 from tfdet import backbones, heatmaps, losses, nms
 from tfdet import boxes as box_ops
 from tfdet.data.transforms import CenterNetAugmentation
-from tfdet.detectors.base import Detector
+from tfdet.detectors.base import Detector, unscaled
 from tfdet.distribution import sum_over_replicas
 from tfdet.errors import TfdetError
 from tfdet.resizers import KeepSize, ShortSide, rescale, without_padding
@@ -36,7 +36,7 @@ class CenterNetHead(keras.layers.Layer):
     """A 3x3 and a 1x1 convolution for each map that is wanted.
 
     Args:
-        maps: {name: channels}. Those whose name begins with "heatmap" start with a probability of 0.1 everywhere.
+        maps: {name: channels}. Those with "heatmap" in their name start with a probability of 0.1 everywhere.
         channels: of the 3x3 convolutions.
     """
 
@@ -44,7 +44,7 @@ class CenterNetHead(keras.layers.Layer):
         super().__init__(**kwargs)
         self.convs, self.lasts = {}, {}
         for name, count in maps.items():
-            rare = name.startswith("heatmap")
+            rare = "heatmap" in name
             bias = keras.initializers.Constant(-2.19 if rare else 0.0)
             self.convs[name] = keras.layers.Conv2D(
                 channels, 3, padding="same", activation="relu", kernel_initializer=_start(rare)
@@ -80,28 +80,20 @@ class CenterNetTargetEncoder:
     def __call__(self, boxes, labels, size=None):
         """boxes [M, 4] xyxy pixels of the fed image, labels int [M], its size with padding. M = 0 is legal.
 
-        Boxes are cut where the last row and column of cells begin (released code); what then has no area is no object.
-
         Returns:
-            {"heatmap" float32 [h, w, C], "cells" int32 [max_objects, 2], "size" float32 [max_objects, 2], "offset"
-            float32 [max_objects, 2]}: of each object the row and column of its cell, its width and height in cells, and
-            where its centre lies in the cell, x and y. Cells of rows without an object are -1.
+            {"heatmap" float32 [h, w, C]} and, of the first objects, what `heatmaps.place` says: "cells" int32
+            [max_objects, 2], "size" and "offset" float32 [max_objects, 2]. Cells of rows without an object are -1.
         """
         height, width = (side // STRIDE for side in (self.size if size is None else size))
-        boxes, labels = ops.cast(boxes, "float32") / STRIDE, ops.cast(labels, "int32")
-        boxes = box_ops.clip(boxes, ops.cast(height - 1, "float32"), ops.cast(width - 1, "float32"))
-        sizes, centres = boxes[:, 2:] - boxes[:, :2], (boxes[:, :2] + boxes[:, 2:]) / 2
-        real = ops.all(sizes > 0, axis=-1) & (labels >= 0)
-
-        offsets = centres - ops.floor(centres)
-        cells = ops.where(real[:, None], ops.flip(ops.cast(ops.floor(centres), "int32"), axis=-1), -1)
-        columns, rows = ops.unstack(ops.ceil(sizes), 2, axis=-1)
-        radii = ops.cast(heatmaps.gaussian_radius(rows, columns, self.min_overlap), "int32")
-        radii, labels = ops.where(real, radii, -1), ops.maximum(labels, 0)
-        heatmap = heatmaps.draw_gaussians((height, width, self.num_classes), cells, radii, labels)
-        rows = {"cells": (cells, -1), "size": (sizes, 0.0), "offset": (offsets, 0.0)}
-        rows = {name: heatmaps.of_fixed_length(row, self.max_objects, empty) for name, (row, empty) in rows.items()}
-        return {"heatmap": heatmap, **rows}
+        boxes = ops.cast(boxes, "float32") / STRIDE
+        cells, radii, sizes, offsets = heatmaps.place(boxes, labels, height, width, self.min_overlap)
+        shape, labels = (height, width, self.num_classes), ops.maximum(ops.cast(labels, "int32"), 0)
+        return {
+            "heatmap": heatmaps.draw_gaussians(shape, cells, radii, labels),
+            "cells": heatmaps.first_rows(cells, self.max_objects, -1),
+            "size": heatmaps.first_rows(sizes, self.max_objects, 0.0),
+            "offset": heatmaps.first_rows(offsets, self.max_objects, 0.0),
+        }
 
 
 class CenterNetLoss:
@@ -119,23 +111,27 @@ class CenterNetLoss:
     def __call__(self, targets, outputs):
         """The encoder's targets and the network's outputs, batched -> {"heatmap", "size", "offset": scalar}."""
         cells = ops.cast(targets["cells"], "int32")
-        valid = ops.cast(cells[..., 0] >= 0, "float32")
-        points = sum_over_replicas(ops.sum(ops.cast(targets["heatmap"] == 1, "float32")))
-        count = sum_over_replicas(ops.sum(valid))
-
-        def heatmap_loss(logits):
-            return ops.sum(losses.heatmap_focal(targets["heatmap"], logits)) / ops.maximum(points, 1.0)
-
-        def distance(name, prediction):
-            error = ops.sum(ops.abs(heatmaps.values_at(prediction, cells) - targets[name]), axis=-1)
-            return ops.sum(valid * error) / (2 * count + 1e-4)
-
-        stacks = len(outputs["heatmap"])
+        valid = cells[..., :1] >= 0
         return {
-            "heatmap": sum(heatmap_loss(logits) for logits in outputs["heatmap"]) / stacks,
-            "size": sum(distance("size", sizes) for sizes in outputs["size"]) / stacks * self.size_weight,
-            "offset": sum(distance("offset", offsets) for offsets in outputs["offset"]) / stacks,
+            "heatmap": heatmap_loss(targets["heatmap"], outputs["heatmap"]),
+            "size": distance(targets["size"], outputs["size"], cells, valid) * self.size_weight,
+            "offset": distance(targets["offset"], outputs["offset"], cells, valid),
         }
+
+
+def heatmap_loss(targets, stacks):
+    """The focal loss of [B, h, w, C] for each point, a cell that is 1; the mean over the stacks' logits."""
+    points = sum_over_replicas(ops.sum(ops.cast(targets == 1, "float32")))
+    total = sum(ops.sum(losses.heatmap_focal(targets, logits)) for logits in stacks)
+    return total / ops.maximum(points, 1.0) / len(stacks)
+
+
+def distance(targets, stacks, cells, valid):
+    """L1 between targets [B, K, N] and what maps [B, h, w, N] say in cells int32 [B, K, 2]: the mean over the valid
+    numbers, bool [B, K, 1 or N], and over the stacks."""
+    valid = ops.cast(ops.broadcast_to(valid, ops.shape(targets)), "float32")
+    total = sum(ops.sum(valid * ops.abs(heatmaps.at(maps, cells) - targets)) for maps in stacks)
+    return total / (sum_over_replicas(ops.sum(valid)) + 1e-4) / len(stacks)
 
 
 class CenterNetDecoder:
@@ -152,15 +148,21 @@ class CenterNetDecoder:
 
     def __call__(self, outputs):
         """The network's outputs -> detections in pixels of the fed image (see Detector)."""
-        logits, sizes, offsets = (outputs[name][-1] for name in ("heatmap", "size", "offset"))
-        best, labels, rows, columns = heatmaps.peaks(logits, self.keep)
-        cells = ops.stack([rows, columns], axis=-1)
-        centres = ops.cast(ops.flip(cells, axis=-1), "float32") + heatmaps.values_at(offsets, cells)
-        halves = ops.maximum(heatmaps.values_at(sizes, cells), 0.0) / 2
-        boxes = ops.concatenate([centres - halves, centres + halves], axis=-1) * STRIDE
+        scores, labels, _, boxes = best_objects(outputs, self.keep)
         heights, widths = ops.unstack(outputs["image_sizes"][:, None, :], 2, axis=-1)
-        scores = ops.sigmoid(best)
-        return nms.padded(box_ops.clip(boxes, heights, widths), scores, labels, scores > self.score_threshold)
+        boxes = box_ops.clip(boxes * STRIDE, heights, widths)
+        return nms.padded(boxes, scores, labels, scores > self.score_threshold)
+
+
+def best_objects(outputs, keep):
+    """The best peaks of the last stack: scores float32 [B, K], labels int32 [B, K], best first, their cells int32
+    [B, K, 2], and boxes float32 [B, K, 4] in units of cells."""
+    logits, sizes, offsets = (outputs[name][-1] for name in ("heatmap", "size", "offset"))
+    best, labels, rows, columns = heatmaps.peaks(logits, keep)
+    cells = ops.stack([rows, columns], axis=-1)
+    centres = heatmaps.corners(cells) + heatmaps.at(offsets, cells)
+    halves = ops.maximum(heatmaps.at(sizes, cells), 0.0) / 2
+    return ops.sigmoid(best), labels, cells, ops.concatenate([centres - halves, centres + halves], axis=-1)
 
 
 @keras.saving.register_keras_serializable("tfdet")
@@ -195,10 +197,7 @@ class CenterNet(Detector):
         **kwargs,
     ):
         super().__init__(class_names, **kwargs)
-        if not all(name.startswith("stack") for name in backbone.output):
-            raise TfdetError(f"{backbone.name}: CenterNet needs maps stack1, ..., not {', '.join(backbone.output)}")
-        if side % multiple:
-            raise TfdetError(f"side {side}: this backbone needs a multiple of {multiple}")
+        check_backbone(backbone, side, multiple)
         self.settings = {"backbone": backbone, "side": side, "keep_size": keep_size, "channels": channels}
         self.settings |= {"multiple": multiple, "flip": flip, "scales": tuple(scales)}
         self.backbone, self.flip, self.scales, self.multiple = backbone, flip, tuple(scales), multiple
@@ -214,36 +213,54 @@ class CenterNet(Detector):
         self.create_weights(side, side)
 
     def call(self, images, training=None):
-        images, sizes = without_padding(images, BLACK)
-        stacks = self.backbone(images, training=training)
-        maps = [head(stacks[name]) for head, name in zip(self.heads, sorted(stacks), strict=True)]
-        return {**{name: tuple(stack[name] for stack in maps) for name in maps[0]}, "image_sizes": sizes}
+        return raw_outputs(self.backbone, self.heads, images, training)
 
     def encode(self, image, boxes, labels, seed):
         return self.encoder(boxes, labels, ops.shape(image)[:2])
 
     def detect(self, images, scale):
-        if self.scales == (1.0,):
-            found = self._detect(images)
-        else:
-            found = nms.soft_merge([self._detect_at(factor, images) for factor in self.scales], self.decoder.keep)
-        return {**found, "boxes": found["boxes"] / scale[:, None, :]}
-
-    def _detect_at(self, factor, images):
-        found = self._detect(rescale(images, factor, self.multiple))
-        return {**found, "boxes": found["boxes"] / factor}
+        return unscaled(at_scales(self._detect, images, self.scales, self.multiple, self.decoder), scale)
 
     def _detect(self, images):
         outputs = self(images, training=False)
         if self.flip:
             mirrored = self(images[:, :, ::-1], training=False)
-            (heatmap, other), (size, other_size) = (
-                (outputs[name][-1], mirrored[name][-1][:, :, ::-1]) for name in ("heatmap", "size")
-            )
-            mean = (ops.sigmoid(heatmap) + ops.sigmoid(other)) / 2
-            outputs["heatmap"] = [ops.log(mean) - ops.log1p(-mean)]  # logits again
-            outputs["size"] = [(size + other_size) / 2]
+            heatmap, size = (mirrored[name][-1][:, :, ::-1] for name in ("heatmap", "size"))
+            outputs["heatmap"] = [heatmaps.mean(outputs["heatmap"][-1], heatmap)]
+            outputs["size"] = [(outputs["size"][-1] + size) / 2]
         return self.decoder(outputs)
+
+
+def check_backbone(backbone, side, multiple):
+    """Raises TfdetError for a backbone of another kind, and for a side in pixels that it cannot take."""
+    if not all(name.startswith("stack") for name in backbone.output):
+        raise TfdetError(f"{backbone.name}: CenterNet needs maps stack1, ..., not {', '.join(backbone.output)}")
+    if side % multiple:
+        raise TfdetError(f"side {side}: this backbone needs a multiple of {multiple}")
+
+
+def raw_outputs(backbone, heads, images, training):
+    """Fed images -> {map: a tuple of one [B, h, w, channels] for each stack, "image_sizes" float32 [B, 2]}."""
+    images, sizes = without_padding(images, BLACK)
+    stacks = backbone(images, training=training)
+    maps = [head(stacks[name]) for head, name in zip(heads, sorted(stacks), strict=True)]
+    return {**{name: tuple(stack[name] for stack in maps) for name in maps[0]}, "image_sizes": sizes}
+
+
+def at_scales(detect, images, scales, multiple, decoder):
+    """What `detect` finds in the images at each of these scales, in their pixels; soft-NMS merges several."""
+    if scales == (1.0,):
+        return detect(images)
+    found = [unscaled(detect(rescale(images, scale, multiple)), ops.full((1, 4), scale)) for scale in scales]
+    return nms.soft_merge(found, decoder.keep)
+
+
+def head_settings(backbone):
+    """Of a backbone's name: channels of the released heads, and what the sides of an image must be a multiple of."""
+    return (
+        256 if backbone in ("dla34", "hourglass104") else 64,
+        128 if backbone == "hourglass104" else 32,  # 5 times halved from stride 4
+    )
 
 
 def centernet(num_classes, backbone="resnet18_dcn", weights=None, side=512, keep_size=False):
@@ -256,7 +273,6 @@ def centernet(num_classes, backbone="resnet18_dcn", weights=None, side=512, keep
         weights: of the backbone: None, "imagenet", or a file (see tfdet.backbones.build).
         side, keep_size: see CenterNet.
     """
-    channels = 256 if backbone in ("dla34", "hourglass104") else 64
-    multiple = 128 if backbone == "hourglass104" else 32  # 5 times halved from stride 4
+    channels, multiple = head_settings(backbone)
     backbone = backbones.build(backbone, weights)
     return CenterNet(backbone, num_classes, side, keep_size, channels, multiple, name="centernet")

@@ -99,8 +99,8 @@ class CornerNetTargetEncoder:
             offsets = points - ops.floor(points)
             heatmap = heatmaps.draw_gaussians((rows, columns, self.num_classes), cells, radii, labels)
             targets[f"{corner}_heatmap"] = heatmap
-            targets[f"{corner}_cells"] = heatmaps.of_fixed_length(cells, self.max_objects, -1)
-            targets[f"{corner}_offset"] = heatmaps.of_fixed_length(offsets, self.max_objects, 0.0)
+            targets[f"{corner}_cells"] = heatmaps.first_rows(cells, self.max_objects, -1)
+            targets[f"{corner}_offset"] = heatmaps.first_rows(offsets, self.max_objects, 0.0)
         return targets
 
 
@@ -130,10 +130,10 @@ class CornerNetLoss:
             for logits in outputs[f"{corner}_heatmap"]:
                 parts["heatmap"] += ops.sum(losses.heatmap_focal(heatmap, logits)) / ops.maximum(points, 1.0) / stacks
             for offsets in outputs[f"{corner}_offset"]:
-                error = losses.smooth_l1(offset, heatmaps.values_at(offsets, cells[corner]))
+                error = losses.smooth_l1(offset, heatmaps.at(offsets, cells[corner]))
                 parts["offset"] += ops.sum(valid[..., None] * error) / (count + 1e-4) / stacks
         for maps in zip(*(outputs[f"{corner}_tag"] for corner in POOLS), strict=True):
-            tags = (heatmaps.values_at(tag, cells[corner])[..., 0] for tag, corner in zip(maps, POOLS, strict=True))
+            tags = (heatmaps.at(tag, cells[corner])[..., 0] for tag, corner in zip(maps, POOLS, strict=True))
             pull, push = losses.pull_and_push(*tags, valid)
             parts["pull"] += self.pull_weight * ops.sum(pull) / stacks
             parts["push"] += self.push_weight * ops.sum(push) / stacks
@@ -198,10 +198,10 @@ class CornerNetDecoder:
         heatmap, tag, offset = (outputs[f"{corner}_{name}"][-1] for name in MAPS)
         best, labels, rows, columns = heatmaps.peaks(heatmap, self.corners)
         cells = ops.stack([rows, columns], axis=-1)
-        points = ops.cast(ops.flip(cells, axis=-1), "float32") + heatmaps.values_at(offset, cells)
+        points = ops.cast(ops.flip(cells, axis=-1), "float32") + heatmaps.at(offset, cells)
         pixels = outputs["fed_sizes"] / ops.cast(ops.stack(ops.shape(heatmap)[1:3]), "float32")  # of a cell
         points = points * ops.flip(pixels, axis=-1)[:, None, :]
-        tags = heatmaps.values_at(tag, cells)[..., 0]
+        tags = heatmaps.at(tag, cells)[..., 0]
         return {"points": points, "scores": ops.sigmoid(best), "labels": labels, "tags": tags}
 
 

@@ -3,12 +3,16 @@
 Files are read without unpickling arbitrary code.
 """
 
-from tfdet import backbones
+from tfdet import backbones, skeleton
 from tfdet.backbones import keypoints
-from tfdet.detectors.centernet import CenterNet
+from tfdet.detectors.centernet import CenterNet, head_settings
+from tfdet.detectors.centernet_pose import CenterNetPose
 from tfdet.detectors.cornernet import CornerNet
 from tfdet.errors import WeightsError
 from tfdet.weights import load_torch, read_state_dict
+
+BOXES = {"heatmap": "hm", "size": "wh", "offset": "reg"}  # what we call a map: what they do
+POSES = BOXES | {"joints": "hps", "joint_heatmap": "hm_hp", "joint_offset": "hp_offset"}
 
 
 def centernet_original(path, class_names=None, side=512, keep_size=True):
@@ -24,6 +28,25 @@ def centernet_original(path, class_names=None, side=512, keep_size=True):
     Raises:
         WeightsError: the file cannot be read or does not fit.
     """
+
+    def build(backbone, names, channels, multiple):
+        return CenterNet(backbone, names, side, keep_size, channels, multiple, name="centernet")
+
+    return _read(path, build, BOXES, class_names)
+
+
+def centernet_pose_original(path, class_names=("person",), side=512, keep_size=True):
+    """CenterNetPose with the weights of a released checkpoint, multi_pose_*.pth. As `centernet_original`."""
+
+    def build(backbone, names, channels, multiple):
+        others = (side, keep_size, channels, multiple)
+        return CenterNetPose(backbone, names, skeleton.PERSON, *others, name="centernet_pose")
+
+    return _read(path, build, POSES, class_names)
+
+
+def _read(path, build, maps, class_names):
+    """The model that build(backbone, class names, channels of the heads, multiple) makes, with a file's weights."""
     state = keypoints.to_rgb(read_state_dict(path))
     stacks = sum(key.startswith("hm.") and key.endswith(".0.conv.weight") for key in state)  # of an hourglass
     first, last = ("hm.0.0.conv", "hm.0.1") if stacks else ("hm.0", "hm.2")
@@ -32,11 +55,10 @@ def centernet_original(path, class_names=None, side=512, keep_size=True):
         raise WeightsError(f"{path}: not a checkpoint of CenterNet's detectors: it has no {first} and {last}")
     names = _names(path, class_names, bias)
     backbone = _network(state)
-    multiple = 128 if backbone == "hourglass104" else 32
-    model = CenterNet(backbones.build(backbone), names, side, keep_size, len(kernel), multiple, name="centernet")
+    model = build(backbones.build(backbone), names, len(kernel), head_settings(backbone)[1])
     pairs = keypoints.torch_names(model.backbone)
     for stack, head in enumerate(model.heads):
-        for name, module in (("heatmap", "hm"), ("size", "wh"), ("offset", "reg")):
+        for name, module in maps.items():
             first, last = (
                 (f"{module}.{stack}.0.conv", f"{module}.{stack}.1") if stacks else (f"{module}.0", f"{module}.2")
             )
