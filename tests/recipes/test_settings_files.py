@@ -1,6 +1,7 @@
 """The settings of real runs, recipes/<name>/*.toml."""
 
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ def test_there_are_some():
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_the_recipe_of_the_folder_understands_it(file):
     recipe = importlib.import_module(f"tfdet.recipes.{file.parent.name}")
-    data = "voc:DIR" if file.stem == "bccd" else "coco:DIR"
+    data = re.search(r"--data (\S+)", file.read_text()).group(1)
     settings = recipe.resolve(commandline.parse(recipe.Settings, ["--config", str(file), "--data", data]))
     assert None not in (settings.batch_size, settings.learning_rate, settings.drops, settings.backbone)
     assert (settings.steps is None) != (settings.epochs is None)
