@@ -15,7 +15,7 @@ SHAPES |= {"steps": 2000, "batch_size": 8, "test_split": "test"}
 AUTHORS = {"backbone": "resnet18_dcn", "backbone_weights": "imagenet", "weight_decay": 0.0}
 PHOTOGRAPHS = AUTHORS | {
     "backbone": "mobilenet_v2_up",
-    "side": 320,
+    "side": 384,
     "test_size": "side",
     "epochs": 30,
     "batch_size": 8,
