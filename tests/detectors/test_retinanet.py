@@ -32,7 +32,7 @@ def small():
 def wide(small):
     """The same with the published width, and so with the published start."""
     keras.utils.set_random_seed(0)
-    return RetinaNet(tfdet.backbones.resnet_slim(), ("red", "blue"), small.anchors, (64,), 96, channels=256)
+    return RetinaNet(tfdet.backbones.resnet_slim(), ("red", "blue"), small.settings["anchors"], (64,), 96, channels=256)
 
 
 # --- targets ---
@@ -371,7 +371,7 @@ def test_targets_in_a_batch_are_those_of_the_image_alone(small, make_dataset, se
                 assert np.all(rest == padding)
         # Neither on the padding to a multiple of 32: these images end at 96, at 64 and at 83.
         height, width = [(64, 96), (96, 64), (64, 83)][i]
-        for labels, generator in zip(together["labels"], small.anchors, strict=True):
+        for labels, generator in zip(together["labels"], small.settings["anchors"], strict=True):
             y, x, _ = np.nonzero(np.array(labels[i]) != -2)
             assert np.all(y * generator.stride <= height) and np.all(x * generator.stride <= width)
             positives += np.sum(np.array(labels[i]) >= 0)
@@ -419,12 +419,12 @@ def test_detections_never_leave_the_image(small, make_dataset):
 
 
 def test_the_published_settings(small):
-    assert [generator.stride for generator in small.anchors] == [8, 16, 32, 64, 128]
-    assert [generator.num_anchors for generator in small.anchors] == [9] * 5
-    sizes = [size for generator in small.anchors for size in generator.sizes]
+    assert [generator.stride for generator in small.settings["anchors"]] == [8, 16, 32, 64, 128]
+    assert [generator.num_anchors for generator in small.settings["anchors"]] == [9] * 5
+    sizes = [size for generator in small.settings["anchors"] for size in generator.sizes]
     np.testing.assert_allclose(sizes, 32 * 2 ** (np.arange(15) / 3), rtol=1e-12)
     np.testing.assert_allclose((sizes[0], sizes[-1]), (32, 812.749), rtol=1e-6)
-    assert all(generator.aspect_ratios == (0.5, 1.0, 2.0) for generator in small.anchors)
+    assert all(generator.aspect_ratios == (0.5, 1.0, 2.0) for generator in small.settings["anchors"])
     model = retinanet(1, small.backbone)
     assert (small.class_names, model.class_names) == (("red", "blue"), ("0",))
     assert (small.head.class_conv.filters, model.head.class_conv.filters) == (18, 9)
