@@ -238,7 +238,8 @@ def write_predictions(output, files, detections, class_names, min_score, keypoin
         if keypoint_names:
             picture = drawing.draw_keypoints(picture, found.keypoints, found.keypoint_scores > 0, keypoint_names)
             visibility = 1 + (found.keypoint_scores > 0)[..., None]
-            keypoints = np.concatenate([found.keypoints, visibility], axis=-1).reshape(len(found.labels), -1).tolist()
+            keypoints = np.concatenate([found.keypoints, visibility], axis=-1)
+            keypoints = keypoints.reshape(-1, 3 * len(keypoint_names)).tolist()
         picture.save(output / names[i], quality=95)
         images.append({"id": i + 1, "file_name": str(file), "height": image.shape[0], "width": image.shape[1]})
         columns = (found.boxes.tolist(), found.labels.tolist(), found.scores.tolist())
