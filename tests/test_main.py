@@ -110,7 +110,7 @@ def test_predict_draws_and_writes_keypoints(photos, tmp_path, capsys):
         np.testing.assert_array_equal(keypoints[:, 2], np.where(expected.keypoint_scores[i] > 0, 2, 1))
         assert one["num_keypoints"] == 4
 
-    main(["predict", str(photos / "a.jpg"), *flags[:-1], "1"])
+    main(["predict", str(photos / "a.jpg"), *flags[:-1], "1.1"])
     assert json.loads((output / "detections.json").read_text())["annotations"] == []
 
 
