@@ -395,6 +395,18 @@ def test_distances_are_decoded_and_boxes_clipped_to_each_image():
     np.testing.assert_array_equal(found["num_detections"], [1, 1])
 
 
+@pytest.mark.parametrize(("size", "found"), [((50, 70), True), ((40, 70), False), ((50, 24), False)])
+def test_a_location_beside_the_image_finds_nothing(size, found):
+    outputs = {
+        "class_logits": (np.full((1, 1, 1), 2, "float32"),),
+        "centerness_logits": (np.full((1, 1), 2, "float32"),),
+        "distances": (np.full((1, 1, 4), 20, "float32"),),
+        "points": (np.float32([(24, 40, 16)]),),
+        "sizes": np.float32([size]),
+    }
+    np.testing.assert_array_equal(FCOSDecoder(LTRB())(outputs)["num_detections"], [found])
+
+
 @pytest.mark.parametrize("pre_nms", [1, 4, 10, 100])
 def test_of_every_level_the_best_pairs_of_location_and_class_are_looked_at(pre_nms):
     """Levels of 12, 6 and 1 locations with 3 classes, none of which is in the way of another."""

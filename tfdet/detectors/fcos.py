@@ -180,19 +180,22 @@ class FCOSDecoder:
 
     def __call__(self, outputs):
         """The network's outputs -> detections in pixels of the fed image (see Detector)."""
-        names = "class_logits", "distances", "centerness_logits", "points"
-        candidates = [self._candidates(*level) for level in zip(*(outputs[name] for name in names), strict=True)]
+        names, sizes = ("class_logits", "distances", "centerness_logits", "points"), outputs["sizes"]
+        candidates = [self._candidates(*level, sizes) for level in zip(*(outputs[name] for name in names), strict=True)]
         boxes, scores = (ops.concatenate(parts, axis=1) for parts in zip(*candidates, strict=True))
         heights, widths = ops.unstack(outputs["sizes"][:, None, :], 2, axis=-1)
         boxes = box_ops.clip(boxes, heights, widths)
         every = ops.shape(boxes)[1]
         return nms.multiclass_nms(boxes, scores, self.iou_threshold, self.score_threshold, every, self.keep)
 
-    def _candidates(self, logits, distances, centerness_logits, points):
+    def _candidates(self, logits, distances, centerness_logits, points, sizes):
         """Boxes [B, K, 4] and scores [B, K, C] of a level's best locations; all but its best K scores are 0."""
         classes = ops.sigmoid(logits)
         scores = classes * ops.sigmoid(centerness_logits)[..., None]
-        best, scores = nms.best_pairs(ops.where(classes > self.class_threshold, scores, 0.0), self.pre_nms)
+        # What lies beside the image was ignored in training and may say anything.
+        on_image = ops.all(points[:, :2] < ops.flip(sizes, axis=-1)[:, None, :], axis=-1)[..., None]
+        counts = (classes > self.class_threshold) & on_image
+        best, scores = nms.best_pairs(ops.where(counts, scores, 0.0), self.pre_nms)
         distances = ops.take_along_axis(distances, best[..., None], axis=1)
         boxes, scores = self.coder.decode(ops.take(points, best, axis=0), distances), ops.maximum(scores, 0.0)
         return boxes, ops.sqrt(scores) if self.root else scores
