@@ -25,6 +25,7 @@ from tfdet.data.pipeline import training_batches, validation_batches
 from tfdet.detectors.centernet import CenterNet, centernet
 from tfdet.detectors.centernet_pose import CenterNetPose, centernet_pose
 from tfdet.detectors.cornernet import CornerNet, cornernet
+from tfdet.detectors.extremenet import ExtremeNet, extremenet
 from tfdet.detectors.faster_rcnn import FasterRCNN, faster_rcnn_fpn, faster_rcnn_vgg16
 from tfdet.detectors.fcos import FCOS, fcos
 from tfdet.detectors.retinanet import RetinaNet, retinanet
@@ -43,6 +44,7 @@ __all__ = [
     "CornerNet",
     "Detections",
     "Evaluation",
+    "ExtremeNet",
     "FasterRCNN",
     "RetinaNet",
     "TfdetError",
@@ -59,6 +61,7 @@ __all__ = [
     "drawing",
     "evaluate",
     "export",
+    "extremenet",
     "faster_rcnn_fpn",
     "faster_rcnn_vgg16",
     "fcos",

@@ -10,7 +10,10 @@ PERSON = ("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_should
 PERSON += ("right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee")
 PERSON += ("left_ankle", "right_ankle")
 
-# Lines of a drawing: COCO's skeleton, one side of it for both, and the outline of a shape (see tfdet.data.shapes).
+# Where an object reaches its box: ExtremeNet's, in its order (see tfdet.extreme_points).
+EXTREME_POINTS = ("top", "left", "bottom", "right")
+
+# Lines of a drawing: COCO's skeleton, one side of it for both, and an outline of extreme points.
 ACROSS = (("eye", "eye"), ("shoulder", "shoulder"), ("hip", "hip"))
 ALONG = (("nose", "eye"), ("eye", "ear"), ("ear", "shoulder"), ("shoulder", "elbow"), ("elbow", "wrist"))
 ALONG += (("shoulder", "hip"), ("hip", "knee"), ("knee", "ankle"))

@@ -28,14 +28,9 @@ from tfdet import backbones, heatmaps, losses, nms
 from tfdet import boxes as box_ops
 from tfdet.backbones.keypoints import point_map
 from tfdet.corner_pooling import corner_pooling_module
-from tfdet.data.transforms import CenterNetAugmentation
-from tfdet.detectors.base import Detector
-from tfdet.distribution import sum_over_replicas
-from tfdet.errors import TfdetError
-from tfdet.resizers import KeepSize, ShortSide, rescale, without_padding
+from tfdet.detectors.centernet import heatmap_loss
+from tfdet.detectors.point_groups import PointGroups, backbone_settings, cells_of, in_pixels, offset_loss
 
-STRIDE = 4  # pixels of a cell, but for the one that an odd side has less
-BLACK = 0.0
 POOLS = {"top_left": ("top", "left"), "bottom_right": ("bottom", "right")}
 MAPS = ("heatmap", "tag", "offset")
 
@@ -83,10 +78,9 @@ class CornerNetTargetEncoder:
             and where in it the corner lies, x and y. Cells of rows without an object are -1.
         """
         height, width = self.size if size is None else size
-        rows, columns = -(-height // STRIDE), -(-width // STRIDE)  # of cells
+        rows, columns, cells_per_pixel = cells_of((height, width))
         boxes = box_ops.clip(boxes, ops.cast(height - 1, "float32"), ops.cast(width - 1, "float32"))
-        down, across = (ops.cast(a, "float32") / ops.cast(b, "float32") for a, b in ((rows, height), (columns, width)))
-        boxes = boxes * ops.stack([across, down, across, down])  # 511 pixels are 128 cells
+        boxes = boxes * ops.tile(cells_per_pixel, 2)
         sizes = boxes[:, 2:] - boxes[:, :2]
         labels = ops.cast(labels, "int32")
         real = ops.all(sizes > 0, axis=-1) & (labels >= 0)
@@ -121,17 +115,12 @@ class CornerNetLoss:
         """The encoder's targets and the network's outputs, batched -> {"heatmap", "pull", "push", "offset": scalar}."""
         cells = {corner: ops.cast(targets[f"{corner}_cells"], "int32") for corner in POOLS}
         valid = ops.cast(cells["top_left"][..., 0] >= 0, "float32")
-        count = sum_over_replicas(ops.sum(valid))
-        stacks = len(outputs["top_left_heatmap"])
+        stacks = len(outputs["top_left_tag"])
         parts = dict.fromkeys(self.parts, 0.0)
         for corner in POOLS:
-            heatmap, offset = targets[f"{corner}_heatmap"], targets[f"{corner}_offset"]
-            points = sum_over_replicas(ops.sum(ops.cast(heatmap == 1, "float32")))
-            for logits in outputs[f"{corner}_heatmap"]:
-                parts["heatmap"] += ops.sum(losses.heatmap_focal(heatmap, logits)) / ops.maximum(points, 1.0) / stacks
-            for offsets in outputs[f"{corner}_offset"]:
-                error = losses.smooth_l1(offset, heatmaps.at(offsets, cells[corner]))
-                parts["offset"] += ops.sum(valid[..., None] * error) / (count + 1e-4) / stacks
+            heatmap, offset = f"{corner}_heatmap", f"{corner}_offset"
+            parts["heatmap"] += heatmap_loss(targets[heatmap], outputs[heatmap])
+            parts["offset"] += offset_loss(targets[offset], outputs[offset], cells[corner])
         for maps in zip(*(outputs[f"{corner}_tag"] for corner in POOLS), strict=True):
             tags = (heatmaps.at(tag, cells[corner])[..., 0] for tag, corner in zip(maps, POOLS, strict=True))
             pull, push = losses.pull_and_push(*tags, valid)
@@ -198,82 +187,22 @@ class CornerNetDecoder:
         heatmap, tag, offset = (outputs[f"{corner}_{name}"][-1] for name in MAPS)
         best, labels, rows, columns = heatmaps.peaks(heatmap, self.corners)
         cells = ops.stack([rows, columns], axis=-1)
-        points = ops.cast(ops.flip(cells, axis=-1), "float32") + heatmaps.at(offset, cells)
-        pixels = outputs["fed_sizes"] / ops.cast(ops.stack(ops.shape(heatmap)[1:3]), "float32")  # of a cell
-        points = points * ops.flip(pixels, axis=-1)[:, None, :]
+        points = in_pixels(heatmaps.corners(cells) + heatmaps.at(offset, cells), heatmap, outputs)
         tags = heatmaps.at(tag, cells)[..., 0]
         return {"points": points, "scores": ops.sigmoid(best), "labels": labels, "tags": tags}
 
 
 @keras.saving.register_keras_serializable("tfdet")
-class CornerNet(Detector):
-    """The detector: see `cornernet` for the published settings.
+class CornerNet(PointGroups):
+    """The detector: see `cornernet` for the published settings, and PointGroups for the arguments."""
 
-    Args:
-        backbone: keras.Model from images [B, H, W, 3], RGB 0..255, to {"stack1": [B, H/4, W/4, any], ...}; detections
-            are read from the last stack, in the order of their names, and all of them are trained.
-        class_names: names of the classes, or their number.
-        side: of the square that training crops, in pixels; a multiple of `multiple`, or one pixel less, as are then the
-            sides of all fed images.
-        keep_size: detect in images of their own size (the released code), and train on crops of about that size; or in
-            ones whose long side is `side`.
-        channels: of the heads.
-        multiple: of pixels, by which the backbone divides.
-        flip: detect in the mirror image too.
-        scales: detect at each of these sizes, relative to the fed image. Soft-NMS merges what all of them find.
-    Raises:
-        TfdetError: `side` is no multiple, or the backbone is not of this kind.
-    """
+    def point_heads(self, width, channels, stack):
+        return corner_heads(width, self.num_classes, channels, stack)
 
-    def __init__(self, backbone, class_names, side, keep_size, channels, multiple, flip=False, scales=(1.0,), **kwargs):
-        super().__init__(class_names, **kwargs)
-        if not all(name.startswith("stack") for name in backbone.output):
-            raise TfdetError(f"{backbone.name}: CornerNet needs maps stack1, ..., not {', '.join(backbone.output)}")
-        if -side % multiple > 1:
-            raise TfdetError(f"side {side}: this backbone needs a multiple of {multiple}, or one pixel less")
-        self.settings = {"backbone": backbone, "side": side, "keep_size": keep_size, "channels": channels}
-        self.settings |= {"multiple": multiple, "flip": flip, "scales": tuple(scales)}
-        self.backbone, self.flip, self.scales = backbone, flip, tuple(scales)
-        self.heads = [
-            corner_heads(backbone.output[name].shape[-1], self.num_classes, channels, stack)
-            for stack, name in enumerate(sorted(backbone.output))
-        ]
-
-        self.padding = multiple, side % multiple
-        self.resizer = KeepSize(*self.padding) if keep_size else ShortSide(side, side, *self.padding)
-        self.augmentation = CenterNetAugmentation(side, of_own_size=keep_size)
-        self.encoder = CornerNetTargetEncoder(self.num_classes, (side, side))
+    def set_up(self, size):
+        self.encoder = CornerNetTargetEncoder(self.num_classes, size)
         self.detection_loss = CornerNetLoss()
         self.decoder = CornerNetDecoder()
-        self.supports_jit = False  # XLA would compile a step for every size of image
-        self.create_weights(side, side)
-
-    def call(self, images, training=None):
-        fed = ops.cast(ops.stack(ops.shape(images)[1:3]), "float32")
-        images, sizes = without_padding(images, BLACK)
-        stacks = self.backbone(images, training=training)
-        maps = [head(stacks[name], training=training) for head, name in zip(self.heads, sorted(stacks), strict=True)]
-        # Raw outputs leave in float32 also under mixed precision.
-        outputs = {name: tuple(ops.cast(stack[name], "float32") for stack in maps) for name in maps[0]}
-        return {**outputs, "image_sizes": sizes, "fed_sizes": ops.ones_like(sizes) * fed}
-
-    def encode(self, image, boxes, labels, seed):
-        return self.encoder(boxes, labels, ops.shape(image)[:2])
-
-    def detect(self, images, scale):
-        found = self.decoder.best([view for factor in self.scales for view in self._views(images, factor)])
-        return {**found, "boxes": found["boxes"] / scale[:, None, :]}
-
-    def _views(self, images, factor):
-        """What may be an object at that size, and in the mirror image: a list of the decoder's candidates."""
-        if factor != 1:
-            images = rescale(images, factor, *self.padding)
-        outputs = self(images, training=False)
-        views = [self.decoder.candidates(outputs)]
-        if self.flip:
-            mirrored = {**self(images[:, :, ::-1], training=False), "image_sizes": outputs["image_sizes"]}
-            views.append(self.decoder.candidates(mirrored, mirrored=True))
-        return [{**view, "boxes": view["boxes"] / factor} for view in views]
 
 
 def cornernet(num_classes, backbone="hourglass104", weights=None, side=511, keep_size=False):
@@ -286,7 +215,6 @@ def cornernet(num_classes, backbone="hourglass104", weights=None, side=511, keep
         weights: of the backbone: None, "imagenet", or a file (see tfdet.backbones.build).
         side, keep_size: see CornerNet.
     """
-    channels = 256 if backbone in ("hourglass104", "hourglass54") else 64
-    multiple = 128 if backbone == "hourglass104" else 32
+    channels, multiple = backbone_settings(backbone)
     backbone = backbones.build(backbone, weights)
     return CornerNet(backbone, num_classes, side, keep_size, channels, multiple, name="cornernet")
