@@ -30,7 +30,7 @@ def aggregate_edge(heatmap, axis, weight=0.1):
     lines = tf.transpose(heatmap, order)
     length, zeros = tf.shape(lines)[0], tf.zeros_like(lines[0])
     # Line by line from both ends at once: each is small enough to stay in the processor's cache.
-    steps = tf.TensorArray(tf.float32, length, element_shape=zeros.shape).unstack(lines)
+    steps = tf.TensorArray(tf.float32, length, element_shape=zeros.shape, clear_after_read=False).unstack(lines)
     sums = [tf.TensorArray(tf.float32, length, element_shape=zeros.shape) for _ in range(2)]
 
     def step(i, sides):

@@ -8,6 +8,7 @@ from tfdet.backbones import keypoints
 from tfdet.detectors.centernet import CenterNet, head_settings
 from tfdet.detectors.centernet_pose import CenterNetPose
 from tfdet.detectors.cornernet import CornerNet
+from tfdet.detectors.extremenet import ExtremeNet
 from tfdet.errors import WeightsError
 from tfdet.weights import load_torch, read_state_dict
 
@@ -78,12 +79,26 @@ def cornernet_original(path, class_names=None, side=511, keep_size=True):
     Raises:
         WeightsError: the file cannot be read or does not fit.
     """
+    return _read_hourglass(path, CornerNet, "tl_heats.0", class_names, side, keep_size)
+
+
+def extremenet_original(path, class_names=None, side=511, keep_size=True):
+    """ExtremeNet with the weights of a released checkpoint of xingyizhou/ExtremeNet, ExtremeNet_250000.pkl.
+
+    As `cornernet_original`.
+    """
+    return _read_hourglass(path, ExtremeNet, "t_heats.0", class_names, side, keep_size)
+
+
+def _read_hourglass(path, detector, heatmap, class_names, side, keep_size):
+    """That detector (its class) on Hourglass-104; its checkpoints have a heatmap of that name."""
     state = keypoints.to_rgb(read_state_dict(path))
-    bias, kernel = state.get("tl_heats.0.1.bias"), state.get("tl_heats.0.0.conv.weight")
+    bias, kernel = state.get(f"{heatmap}.1.bias"), state.get(f"{heatmap}.0.conv.weight")
     if bias is None or kernel is None:
-        raise WeightsError(f"{path}: not a checkpoint of CornerNet: it has no tl_heats.0.0.conv and tl_heats.0.1")
+        missing = f"{heatmap}.0.conv and {heatmap}.1"
+        raise WeightsError(f"{path}: not a checkpoint of {detector.__name__}: it has no {missing}")
     names, backbone = _names(path, class_names, bias), backbones.build("hourglass104")
-    model = CornerNet(backbone, names, side, keep_size, len(kernel), 128, name="cornernet")
+    model = detector(backbone, names, side, keep_size, len(kernel), 128, name=detector.__name__.lower())
     load_torch([pair for part in (model.backbone, *model.heads) for pair in keypoints.torch_names(part)], state, path)
     return model
 
