@@ -2,6 +2,7 @@
 
     python recipes/overfit.py --data coco:DIR --detector faster_rcnn [--steps 400] [--seed 0]
     python recipes/overfit.py --data coco_keypoints:DIR --detector centernet_pose
+    python recipes/overfit.py --data coco_masks:DIR --detector extremenet
 
 All eight are one batch, so that batch normalisation sees while training what it sees later; Adam, a cosine from 0.001,
 the slim ResNet from nothing. Images have a short side of 384 pixels, about half of the published 800, so anchors are
@@ -22,6 +23,7 @@ from tfdet.anchors import AnchorGenerator
 from tfdet.detectors.centernet import CenterNet
 from tfdet.detectors.centernet_pose import CenterNetPose
 from tfdet.detectors.cornernet import CornerNet
+from tfdet.detectors.extremenet import ExtremeNet
 from tfdet.detectors.faster_rcnn import FasterRCNN
 from tfdet.detectors.fcos import FCOS
 from tfdet.detectors.retinanet import RetinaNet
@@ -57,6 +59,12 @@ def cornernet(class_names):
     return CornerNet(tfdet.backbones.resnet_slim_up(), class_names, side=384, keep_size=False, channels=64, multiple=32)
 
 
+def extremenet(class_names):
+    return ExtremeNet(
+        tfdet.backbones.resnet_slim_up(), class_names, side=384, keep_size=False, channels=64, multiple=32
+    )
+
+
 DETECTORS = {
     "faster_rcnn": faster_rcnn,
     "retinanet": retinanet,
@@ -64,6 +72,7 @@ DETECTORS = {
     "centernet": centernet,
     "centernet_pose": centernet_pose,
     "cornernet": cornernet,
+    "extremenet": extremenet,
 }
 
 
@@ -106,7 +115,7 @@ def main():
         losses = detector.fit(batches, steps_per_epoch=arguments.every, verbose=0).history
         figures = tfdet.evaluate(detector, dataset)
         parts = ", ".join(f"{name} {values[-1]:.4f}" for name, values in losses.items())
-        names = ("AP", "AP50", "APs", "APm", "APl", "keypoint_AP", "keypoint_AP50")
+        names = ("AP", "AP50", "APs", "APm", "APl", "keypoint_AP", "keypoint_AP50", "mask_AP", "mask_AP50")
         scores = ", ".join(f"{name} {figures[name]:.3f}" for name in names if figures.get(name) is not None)
         print(f"step {step}, {time.time() - start:.0f} s: {parts}; {scores}", flush=True)
         if arguments.output:
