@@ -30,6 +30,7 @@ from tfdet.detectors.retinanet import RetinaNet
 
 SIDES = {"short_sides": (384,), "long_side": 768}
 RATIOS = (0.5, 1.0, 2.0)
+POINTS = {"side": 384, "keep_size": False, "channels": 64, "multiple": 32}
 
 
 def faster_rcnn(class_names):
@@ -56,13 +57,11 @@ def centernet_pose(class_names):
 
 
 def cornernet(class_names):
-    return CornerNet(tfdet.backbones.resnet_slim_up(), class_names, side=384, keep_size=False, channels=64, multiple=32)
+    return CornerNet(tfdet.backbones.resnet_slim_up(), class_names, **POINTS)
 
 
 def extremenet(class_names):
-    return ExtremeNet(
-        tfdet.backbones.resnet_slim_up(), class_names, side=384, keep_size=False, channels=64, multiple=32
-    )
+    return ExtremeNet(tfdet.backbones.resnet_slim_up(), class_names, **POINTS)
 
 
 DETECTORS = {

@@ -17,7 +17,7 @@ from tfdet.errors import TfdetError
 
 @dataclasses.dataclass(frozen=True)
 class Settings(training.Settings):
-    """Train ExtremeNet and leave a run folder: settings, checkpoints, best model, history, evaluation, pictures, export.
+    """Train ExtremeNet; leave a run folder: settings, checkpoints, best model, history, evaluation, pictures, export.
 
     Without any flag it trains a small network on a generated set of shapes, and with other data Hourglass-104 by the
     published schedule. Whatever is not given follows from the data.
