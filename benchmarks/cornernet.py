@@ -1,12 +1,13 @@
-"""CornerNet and its corner pooling against the released code, and how long it takes to make boxes of corners.
+"""CornerNet, ExtremeNet and corner pooling against the released code: networks with decoding, decoding alone, pooling.
 
     python benchmarks/cornernet.py --peer PYTHON --source DIR
 
 PYTHON is the interpreter of an environment with the peers (benchmarks/requirements.txt); DIR is a checkout of
 xingyizhou/ExtremeNet, which has CornerNet's code as well. Its C++ is compiled (g++, ninja) as it is, but for what
 PyTorch no longer has: CUDA tensors as the type of what the gradient needs (here: those of the processor) and masks of
-bytes. Batch 1, float32, random weights, 80 classes. Pooling is in all four directions, one after the other; decoding is
-of logits that are noise, so that everything overlaps something.
+bytes. Batch 1, float32, random weights, 80 classes. Pooling is in all four directions, one after the other. Decoding is
+of maps that are noise, more of it than a trained network leaves. The released decoding is without soft-NMS, which is
+another file's; ours is with it.
 """
 
 import functools
@@ -26,7 +27,10 @@ SIDE, CELLS, CLASSES = 511, 128, 80
 def main():
     arguments = turns.arguments(__doc__, {"tfdet": tfdet, "released": released}, add_more)
     print(turns.HEADER)
-    questions = [("CornerNet, forward and decoding", ("network",), 3), ("decoding", ("decode",), 9)]
+    questions = []
+    for detector in ("CornerNet", "ExtremeNet"):
+        questions.append((f"{detector}, forward and decoding", ("network", detector), 3))
+        questions.append((f"{detector}, decoding", ("decode", detector), 9))
     for height, width, channels in SHAPES:
         for ways in ("forward", "forward, gradient"):
             name = f"pooling {channels} x {height} x {width}, {ways}"
@@ -49,12 +53,16 @@ def inputs(*shape):
     return np.maximum(rng.normal(size=shape), 0).astype("float32"), rng.normal(size=shape).astype("float32")
 
 
-def maps():
-    """Of each corner the heatmap's logits, embeddings and offsets, float32 [CELLS, CELLS, any]."""
+def maps(detector):
+    """Of each kind of points the heatmap's logits, float32 [CELLS, CELLS, CLASSES], and further maps."""
     import numpy as np
 
     rng = np.random.default_rng(0)
-    return [[rng.normal(size=(CELLS, CELLS, n)).astype("float32") for n in (CLASSES, 1, 2)] for _ in range(2)]
+    further, kinds = ((1, 2), 2) if detector == "CornerNet" else ((2,), 4)
+    shapes = [(CLASSES, *further)] * kinds + ([(CLASSES,)] if detector == "ExtremeNet" else [])  # its centres
+    return [
+        [rng.normal(-3 if n == CLASSES else 0, 1, (CELLS, CELLS, n)).astype("float32") for n in kind] for kind in shapes
+    ]
 
 
 def tfdet():
@@ -63,6 +71,7 @@ def tfdet():
 
     from tfdet.corner_pooling import CornerPooling
     from tfdet.detectors.cornernet import MAPS, POOLS, CornerNetDecoder, cornernet
+    from tfdet.detectors.extremenet import POINTS, ExtremeNetDecoder, extremenet
 
     pools = [CornerPooling(direction) for direction in DIRECTIONS]
 
@@ -85,16 +94,19 @@ def tfdet():
         return results
 
     @functools.cache
-    def network():
-        model, image = cornernet(CLASSES), np.random.default_rng(0).integers(0, 256, (1, SIDE, SIDE, 3), "uint8")
+    def network(detector):
+        model = {"CornerNet": cornernet, "ExtremeNet": extremenet}[detector](CLASSES)
+        image = np.random.default_rng(0).integers(0, 256, (1, SIDE, SIDE, 3), "uint8")
         return lambda: model.predict_on_batch(image)
 
     @functools.cache
-    def decoder():
+    def decoder(detector):
+        points, names = (POOLS, MAPS) if detector == "CornerNet" else ((*POINTS, "centre"), ("heatmap", "offset"))
         outputs = {name: tf.constant([[float(SIDE), SIDE]]) for name in ("image_sizes", "fed_sizes")}
-        for corner, values in zip(POOLS, maps(), strict=True):
-            outputs |= {f"{corner}_{name}": (tf.constant(one[None]),) for name, one in zip(MAPS, values, strict=True)}
-        decode = tf.function(CornerNetDecoder(), autograph=False)
+        for point, values in zip(points, maps(detector), strict=True):
+            outputs |= {f"{point}_{name}": (tf.constant(one[None]),) for name, one in zip(names, values, strict=False)}
+        decode = CornerNetDecoder() if detector == "CornerNet" else ExtremeNetDecoder()
+        decode = tf.function(decode, autograph=False)
         return lambda: decode(outputs)["boxes"].numpy()
 
     def pool(*question):
@@ -102,7 +114,7 @@ def tfdet():
         (forward_and_gradient if gradient else forward)(*tensors(*shape))
 
     def run(what, *question):
-        pool(*question) if what == "pool" else {"network": network, "decode": decoder}[what]()()
+        pool(*question) if what == "pool" else {"network": network, "decode": decoder}[what](*question)()
         return 1
 
     return run
@@ -137,29 +149,37 @@ def released():
     sys.modules["utils.debugger"] = types.SimpleNamespace(Debugger=None)
     sys.path.insert(0, checkout)
     from models import py_utils
-    from models.py_utils import _cpools
-    from models.py_utils.kp_utils import _decode
+    from models.py_utils import _cpools, kp_utils
 
     for name in ("TopPool", "BottomPool", "LeftPool", "RightPool"):  # commented out, for ExtremeNet has none
         setattr(py_utils, name, getattr(_cpools, name))
-    from models import CornerNet
+    from models import CornerNet, ExtremeNet
 
-    settings = {"K": 100, "kernel": 3, "ae_threshold": 0.5}  # CornerNet.json
+    # Of CornerNet.json and ExtremeNet.json
+    settings = {"CornerNet": {"K": 100, "kernel": 3, "ae_threshold": 0.5}, "ExtremeNet": {"K": 40, "kernel": 3}}
+    # ExtremeNet's maps come out of its aggregation in an order that today's view() refuses.
+    topk = kp_utils._topk
+    kp_utils._topk = lambda scores, K: topk(scores.contiguous(), K)
 
     @functools.cache
     def tensors(*shape):
         return [torch.from_numpy(array).permute(2, 0, 1)[None].contiguous() for array in inputs(*shape)]
 
     @functools.cache
-    def network():
-        model, image = CornerNet.model(None).eval(), torch.randn(1, 3, SIDE, SIDE)
-        return lambda: model(image, **settings)
+    def network(detector):
+        module = {"CornerNet": CornerNet, "ExtremeNet": ExtremeNet}[detector]
+        model, image, more = module.model(None).eval(), torch.randn(1, 3, SIDE, SIDE), settings[detector]
+        if detector == "ExtremeNet":
+            more = more | {"debug": False}
+        return lambda: model(image, **more)
 
     @functools.cache
-    def decoder():
-        corners = [[torch.from_numpy(one).permute(2, 0, 1)[None].contiguous() for one in values] for values in maps()]
-        (heat, tag, offset), (heat2, tag2, offset2) = corners
-        return lambda: _decode(heat, heat2, tag, tag2, offset, offset2, **settings)
+    def decoder(detector):
+        kinds = [[torch.from_numpy(one).permute(2, 0, 1)[None].contiguous() for one in kind] for kind in maps(detector)]
+        inputs = [kind[i] for i in range(3) for kind in kinds if i < len(kind)]  # all heatmaps first
+        decode = kp_utils._decode if detector == "CornerNet" else kp_utils._exct_decode
+        # Its aggregation writes on what it is given.
+        return lambda: decode(*inputs, **settings[detector])
 
     def pool(*question):
         *shape, gradient = question
@@ -171,7 +191,7 @@ def released():
 
     @torch.no_grad()
     def run(what, *question):
-        pool(*question) if what == "pool" else {"network": network, "decode": decoder}[what]()()
+        pool(*question) if what == "pool" else {"network": network, "decode": decoder}[what](*question)()
         return 1
 
     return run
