@@ -9,7 +9,13 @@ from tfdet import backbones
 from tfdet.backbones import keypoints
 from tfdet.backbones.hourglass import hourglass
 from tfdet.detectors.cornernet import CornerNet
-from tfdet.detectors.originals import centernet_original, centernet_pose_original, cornernet_original
+from tfdet.detectors.extremenet import ExtremeNet
+from tfdet.detectors.originals import (
+    centernet_original,
+    centernet_pose_original,
+    cornernet_original,
+    extremenet_original,
+)
 from tfdet.errors import WeightsError
 from tfdet.skeleton import PERSON
 
@@ -137,9 +143,55 @@ CORNERNET = {
 }
 
 
-def test_cornernet_equals_the_released_code(seeded, monkeypatch, tmp_path):
+# Of xingyizhou/ExtremeNet's `exkp`, likewise.
+EXTREMENET = {
+    "top_heatmap": [
+        (-0.072259, [8.35129, -0.07008, -8.78457], [3.00253, -0.0294, -1.88156]),
+        (-50.68736, [2.9288, -49.57098, 35.87345], [92.6396, -279.9077, 142.4191]),
+    ],
+    "top_offset": [
+        (-0.528333, [5.18197, -7.64325], [-0.26461, -7.81763]),
+        (-33.2306, [-33.78826, -2.70199], [-39.18854, -6.48029]),
+    ],
+    "left_heatmap": [
+        (-0.146008, [1.26089, -1.61353, 4.27389], [-0.2826, -0.36315, 0.38892]),
+        (-55.78768, [6.22186, -2.27598, -61.3994], [1.30252, -184.9888, 65.2074]),
+    ],
+    "left_offset": [
+        (6.536221, [0.81914, 2.64963], [-4.84505, 3.3643]),
+        (93.94504, [40.03932, 44.25602], [-42.13817, 158.9842]),
+    ],
+    "bottom_heatmap": [
+        (-0.544198, [1.46227, -1.13878, 0.16409], [0.3273, 0.89467, -1.96208]),
+        (57.4184, [74.07196, -1.83857, -40.07606], [118.6676, 203.4693, -210.9494]),
+    ],
+    "bottom_offset": [
+        (-0.174998, [1.52271, 5.00563], [1.10131, -4.13099]),
+        (10.74804, [4.04939, -5.74405], [38.5196, -157.6688]),
+    ],
+    "right_heatmap": [
+        (-0.204833, [0.49417, 1.6451, -7.36008], [0.0178, 1.2532, -6.47558]),
+        (122.2053, [-0.30691, 35.11143, 64.04315], [18.32188, 305.3251, 131.2527]),
+    ],
+    "right_offset": [
+        (12.70303, [-7.10379, -2.17106], [4.22055, 5.83959]),
+        (-50.20641, [41.15202, -80.1678], [-11.73237, 62.5112]),
+    ],
+    "centre_heatmap": [
+        (-11.65316, [0.85325, -2.49754, -1.62415], [3.86936, -0.92915, -4.15837]),
+        (-59.84562, [20.04681, -48.18682, -15.80816], [-239.3659, 94.03848, -40.5008]),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("detector", "read", "expected"),
+    [(CornerNet, cornernet_original, CORNERNET), (ExtremeNet, extremenet_original, EXTREMENET)],
+    ids=["CornerNet", "ExtremeNet"],
+)
+def test_hourglass_detectors_equal_the_released_code(seeded, monkeypatch, tmp_path, detector, read, expected):
     monkeypatch.setattr(backbones, "hourglass104", lambda weights: hourglass((8, 12, 16), (2, 1, 2)))
-    model, state = CornerNet(backbones.build("hourglass104"), 3, 127, True, 8, 128), {}
+    model, state = detector(backbones.build("hourglass104"), 3, 127, True, 8, 128), {}
     for layer, name in (pair for part in (model.backbone, *model.heads) for pair in keypoints.torch_names(part)):
         if isinstance(layer, keras.layers.BatchNormalization):
             shapes = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), layer.gamma.shape)
@@ -149,11 +201,11 @@ def test_cornernet_equals_the_released_code(seeded, monkeypatch, tmp_path):
         state |= {f"{name}.{part}": seeded(f"{name}.{part}", tuple(shape)) for part, shape in shapes.items()}
     save_file(state, tmp_path / "released.safetensors")
 
-    model = cornernet_original(tmp_path / "released.safetensors", ("a", "b", "c"), side=127)
+    model = read(tmp_path / "released.safetensors", ("a", "b", "c"), side=127)
     assert (model.class_names, model.settings["keep_size"]) == (("a", "b", "c"), True)
     image = np.random.RandomState(0).uniform(0, 255, (1, 63, 63, 3)).astype(np.float32)
     outputs = model(image)
-    for name, stacks in CORNERNET.items():
+    for name, stacks in expected.items():
         for values, (mean, first, last) in zip(outputs[name], stacks, strict=True):
             assert values.shape == (1, 16, 16, len(first))
             np.testing.assert_allclose(np.mean(values), mean, rtol=1e-4)
@@ -161,7 +213,7 @@ def test_cornernet_equals_the_released_code(seeded, monkeypatch, tmp_path):
             np.testing.assert_allclose(values[0, -1, -1], last, rtol=1e-4, atol=1e-3)
 
     with pytest.raises(WeightsError, match="it knows 3 classes, but there are 2 names"):
-        cornernet_original(tmp_path / "released.safetensors", ("a", "b"))
+        read(tmp_path / "released.safetensors", ("a", "b"))
     save_file({"hm.0.weight": np.zeros((3, 2), np.float32)}, tmp_path / "other.safetensors")
-    with pytest.raises(WeightsError, match="not a checkpoint of CornerNet"):
-        cornernet_original(tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match=f"not a checkpoint of {detector.__name__}"):
+        read(tmp_path / "other.safetensors")
