@@ -16,7 +16,7 @@ from PIL import Image
 
 from tfdet.data import Dataset, Example
 
-KEYPOINTS = {"top_left": (-1, -1), "top_right": (1, -1), "bottom_left": (-1, 1), "bottom_right": (1, 1)}
+KEYPOINTS = {"top": (0, -1), "left": (-1, 0), "bottom": (0, 1), "right": (1, 0)}
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # Two replicas need two devices, and TensorFlow takes this before it does anything else only.
@@ -55,7 +55,7 @@ def draw_image():
 def make_dataset(draw_image):
     """A function (*images) -> Dataset of the classes "red" and "blue"; an image is (height, width, boxes, labels).
 
-    The keypoints of a box lie half way from its middle to its corners.
+    The keypoints of a box are the middles of its sides, its extreme points.
     """
 
     def make(*images):
@@ -63,7 +63,7 @@ def make_dataset(draw_image):
         for number, (height, width, boxes, labels) in enumerate(images):
             array = np.array(boxes, np.float32).reshape(-1, 4)
             centres, sizes = (array[:, None, :2] + array[:, None, 2:]) / 2, array[:, None, 2:] - array[:, None, :2]
-            places = centres + sizes / 4 * np.array(list(KEYPOINTS.values()), np.float32)
+            places = centres + sizes / 2 * np.array(list(KEYPOINTS.values()), np.float32)
             example = Example(
                 image_id=f"image {number}",
                 image=draw_image(height, width, boxes, labels),

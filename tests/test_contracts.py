@@ -19,7 +19,7 @@ from tfdet.detectors.centernet_pose import CenterNetPose
 from tfdet.detectors.faster_rcnn import FasterRCNN
 from tfdet.resizers import Warp
 
-KEYPOINTS = ("top_left", "top_right", "bottom_left", "bottom_right")  # of the boxes of `make_dataset`
+KEYPOINTS = tfdet.skeleton.EXTREME_POINTS  # of the boxes of `make_dataset`
 
 
 class Row(NamedTuple):
@@ -65,6 +65,7 @@ DETECTORS = [
         steps=120,
     ),
     Row("cornernet", lambda class_names: tfdet.cornernet(class_names, "resnet_slim_up", side=256)),
+    Row("extremenet", lambda class_names: tfdet.extremenet(class_names, "resnet_slim_up", side=256), steps=120),
 ]
 
 TALL = (330, 210, [(20, 30, 110, 140), (90, 180, 190, 300)], [0, 1])  # height, width, boxes, labels

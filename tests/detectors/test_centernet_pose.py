@@ -14,7 +14,7 @@ from tfdet.detectors.centernet_pose import (
 )
 from tfdet.errors import TfdetError
 
-KEYPOINTS_OF_BOXES = ("top_left", "top_right", "bottom_left", "bottom_right")
+KEYPOINTS_OF_BOXES = ("top", "left", "bottom", "right")
 
 
 def backbone():
