@@ -33,7 +33,7 @@ def main():
     results = np.array([(row["image_id"], *row["bbox"], row["score"], row["category_id"]) for row in rows])
 
     compare("hotcoco", dataset, detections, hotcoco.COCO(truth), results, hotcoco.COCOeval, rounds=15)
-    evaluation.hotcoco = None  # as without the extra
+    evaluation.coco.hotcoco = None  # as without the extra
     indexed = pycocotools.coco.COCO()
     indexed.dataset = truth
     with contextlib.redirect_stdout(io.StringIO()):  # it prints, like the evaluators

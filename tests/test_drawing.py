@@ -9,6 +9,7 @@ from PIL import Image
 from tfdet import drawing
 from tfdet.data.dataset import Example
 from tfdet.inference import Detections
+from tfdet.skeleton import EXTREME_POINTS
 
 NAMES = ("cat", "dog", "a class with quite a long name")
 GREY = (90, 90, 90)
@@ -301,3 +302,66 @@ def test_skeletons_beside_each_other():
     assert (pictures[0] != pictures[1]).any()
     left, right = np.split(pictures[0][:, : pictures[0].shape[1] // 2 * 2], 2, axis=1)
     assert count(left, MIDDLE) > 5 * count(right, MIDDLE) > 0  # between the hips; only the nose
+
+
+# --------------------------------------------------------------------------------------------------------- peaks
+
+
+def peak(*rows):
+    """Rows: x, y, score, label."""
+    x, y, scores, labels = (np.array(column, np.float32) for column in zip(*rows, strict=True))
+    return {"points": np.stack([x, y], axis=1), "scores": scores, "labels": labels.astype(np.int32)}
+
+
+FIRST, SECOND = drawing.PALETTE[:2]
+CORNERS = {
+    "top_left": peak((100, 100, 0.9, 0), (40, 250, 0.5, 0), (250, 40, 0.2, 0), (100, 100, 0.8, 1)),
+    "bottom_right": peak((200, 150, 0.2, 0), (320, 280, 0.6, 0)),
+}
+ONE = Detections("a", np.float32([(100, 100, 200, 150)]), np.float32([0.55]), np.int32([0]))
+
+
+def test_the_peaks_of_a_detection_are_filled_and_joined():
+    drawn = drawing.draw_peaks(grey(300, 300), CORNERS, ONE)
+    assert drawn.getpixel((100, 100)) == FIRST and drawn.getpixel((200, 150)) == SECOND
+    assert drawn.getpixel((120, 110)) == FIRST and drawn.getpixel((180, 140)) == SECOND  # half the diagonal each
+    assert drawn.getpixel((40, 250)) == GREY and count(drawn.crop((30, 240, 50, 260)), FIRST)  # hollow
+    assert not changed(drawn.crop((240, 30, 260, 50))).any()  # not good enough
+    assert count(drawn.crop((290, 270, 300, 290)), SECOND)  # outside: at the border
+    alone = drawing.draw_peaks(grey(300, 300), CORNERS, ONE.where(np.array([False])))
+    assert alone.getpixel((120, 110)) == GREY and alone.getpixel((100, 100)) == GREY
+    assert not changed(alone.crop((190, 140, 210, 160))).any()  # a partner that is not good enough by itself
+
+
+@pytest.mark.parametrize(
+    ("found", "filled"),
+    [
+        (ONE, True),
+        (ONE._replace(labels=np.int32([1])), True),  # there is a peak of that class, too
+        (ONE._replace(labels=np.int32([2])), False),
+        (ONE._replace(boxes=ONE.boxes + 2), False),
+    ],
+)
+def test_a_detection_is_made_of_peaks_of_its_class_at_its_corners(found, filled):
+    drawn = drawing.draw_peaks(grey(300, 300), CORNERS, found, min_score=0.85)
+    assert (drawn.getpixel((100, 100)) == FIRST) is filled
+
+
+def test_the_centre_of_a_box_that_is_cut_off_is_not_its_middle():
+    centres = {"centre": peak((120, 290, 0.9, 0), (150, 100, 0.8, 0))}
+    drawn = drawing.draw_peaks(grey(300, 300), centres, ONE._replace(boxes=np.float32([(80, 200, 160, 300)])))
+    assert drawn.getpixel((120, 290)) == FIRST and drawn.getpixel((150, 100)) == GREY
+    assert drawn.getpixel((120, 270)) == FIRST  # the line to the middle
+
+
+def test_extreme_points_are_joined_to_the_middle():
+    points = [(150, 50), (50, 100), (130, 250), (250, 150)]
+    peaks = {name: peak((x, y, 0.5, 0)) for name, (x, y) in zip(EXTREME_POINTS, points, strict=True)}
+    box = np.float32([(50, 50, 250, 250)])
+    found = Detections("a", box, np.float32([0.5]), np.int32([0]), np.float32([points]), np.ones((1, 4), np.float32))
+    drawn = drawing.draw_peaks(grey(300, 300), peaks, found)
+    for (x, y), color in zip(points, drawing.PALETTE[:4], strict=True):
+        assert drawn.getpixel((x, y)) == color
+        assert color in [drawn.getpixel((round((x + 150) / 2) + i, round((y + 150) / 2))) for i in (-1, 0, 1)]
+    for color in drawing.PALETTE[:4]:  # the legend
+        assert count(drawn.crop((0, 0, 20, 90)), color)

@@ -8,6 +8,7 @@ import math
 import keras
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -16,6 +17,7 @@ from tfdet.data import load_dataset
 from tfdet.data.dataset import Dataset, Example
 from tfdet.errors import DataError
 from tfdet.inference import Detections
+from tfdet.skeleton import EXTREME_POINTS
 
 
 def example(image_id, boxes, labels, difficult=(), crowd=(), areas=None, size=(200, 200)):
@@ -152,7 +154,7 @@ def test_the_fast_evaluator_gives_the_same_figures(tiny_coco, monkeypatch, seed)
     data = tiny_coco
     detections = perturbed(data, np.random.default_rng(seed)) if seed else []
     fast = evaluation.coco_average_precision(data, detections)
-    monkeypatch.setattr(evaluation, "hotcoco", None)
+    monkeypatch.setattr(evaluation.coco, "hotcoco", None)
     slow = evaluation.coco_average_precision(data, detections)
     assert fast.figures == pytest.approx(slow.figures, abs=1e-9, nan_ok=True)
     for name, figures in slow.per_class.items():
@@ -179,7 +181,7 @@ def test_same_figures_as_pycocotools_on_what_we_write(awkward, tmp_path, monkeyp
     if evaluator == "hotcoco":
         pytest.importorskip("hotcoco", reason="the extra fast-eval is not installed")
     else:
-        monkeypatch.setattr(evaluation, "hotcoco", None)
+        monkeypatch.setattr(evaluation.coco, "hotcoco", None)
     detections = perturbed(awkward, np.random.default_rng(4))
     file = tmp_path / "truth.json"
     file.write_text(json.dumps(evaluation.coco_ground_truth(awkward)))
@@ -575,3 +577,126 @@ def test_keypoints_are_measured_where_there_are_any(monkeypatch):
     logs = {}
     callback.on_epoch_end(0, logs)
     assert logs["val_keypoint_AP50"] == pytest.approx(1) and len(logs) == 22
+
+
+# --------------------------------------------------------------------------------------------------------- masks
+
+
+# The octagon of the middles of a box's sides lacks a triangle of 3/8 x 3/8 at each corner: 9/32 of the box.
+MIDDLES = np.float32([(50, 0), (0, 50), (50, 100), (100, 50)])
+OCTAGON = [62.5, 0, 37.5, 0, 0, 37.5, 0, 62.5, 37.5, 100, 62.5, 100, 100, 62.5, 100, 37.5]
+BOX = [0, 0, 100, 0, 100, 100, 0, 100]
+
+
+def moved(x):
+    """The points of an object that begins at x."""
+    return np.add(MIDDLES, (x, 0))
+
+
+def masked(*rows, crowd=(), image_id="a", size=(200, 600)):
+    """A data set of one image; rows: (x at which an object of 100 pixels begins, its polygon or None)."""
+    one = example(image_id, [(x, 0, x + 100, 100) for x, _ in rows], [0] * len(rows), crowd=crowd, size=size)
+    masks = tuple(
+        None if polygon is None else coco_mask.frPyObjects([np.add(polygon, [x, 0] * (len(polygon) // 2))], *size)[0]
+        for x, polygon in rows
+    )
+    labelled = [2 * (mask is not None and i not in crowd) for i, mask in enumerate(masks)]
+    keypoints = [np.column_stack([moved(x), [v] * 4]) for (x, _), v in zip(rows, labelled, strict=True)]
+    one = Example(**{**vars(one), "masks": masks, "keypoints": np.float32(keypoints).reshape(-1, 4, 3)})
+    return Dataset("masks", ("thing",), (1,), (one,), keypoint_names=EXTREME_POINTS)
+
+
+def octagons(*rows, image_id="a"):
+    """Detections of that image; rows: (x, score)."""
+    one = found(image_id, *(((x, 0, x + 100, 100), score, 0) for x, score in rows))
+    keypoints = np.float32([moved(x) for x, _ in rows]).reshape(-1, 4, 2)
+    return [one._replace(keypoints=keypoints, keypoint_scores=np.ones((len(rows), 4), np.float32))]
+
+
+# data set, detections -> AP, AP50, AP75, AR. The IoU of box and octagon is 23/32 = 0.72, which meets five thresholds.
+MASKS = {
+    "perfect": (masked((0, OCTAGON), (200, OCTAGON)), octagons((0, 0.9), (200, 0.8)), 1, 1, 1, 1),
+    "at the border of the image": (masked((540, OCTAGON)), octagons((540, 0.9)), 1, 1, 1, 1),
+    "a box is no octagon": (masked((0, BOX)), octagons((0, 0.9)), 0.5, 1, 0, 0.5),
+    "elsewhere": (masked((0, OCTAGON)), octagons((90, 0.9)), 0, 0, 0, 0),
+    "one is missed": (masked((0, OCTAGON), (200, OCTAGON)), octagons((0, 0.9)), 51 / 101, 51 / 101, 51 / 101, 0.5),
+    "nothing found": (masked((0, OCTAGON)), octagons(), 0, 0, 0, 0),
+    "nothing found at all": (masked((0, OCTAGON)), [], 0, 0, 0, 0),
+    "a better one too many": (masked((0, OCTAGON)), octagons((0, 0.8), (200, 0.9)), 0.5, 0.5, 0.5, 1),
+    "but not in a crowd": (
+        masked((0, OCTAGON), (200, BOX), crowd=[1]),
+        octagons((0, 0.8), (200, 0.9), (200, 0.9)),
+        *(1, 1, 1, 1),
+    ),
+    "nor where no mask is known": (masked((0, OCTAGON), (200, None)), octagons((0, 0.8), (200, 0.9)), 1, 1, 1, 1),
+    "which may be missed, too": (masked((0, OCTAGON), (200, None)), octagons((0, 0.8)), 1, 1, 1, 1),
+    "nothing there": (masked(), octagons((0, 0.9)), math.nan, math.nan, math.nan, math.nan),
+}
+
+
+@pytest.mark.parametrize(("data", "detections", "ap", "ap50", "ap75", "ar"), MASKS.values(), ids=MASKS)
+def test_masks_by_hand(data, detections, ap, ap50, ap75, ar):
+    figures = evaluation.mask_average_precision(data, detections)
+    assert tuple(figures) == evaluation.MASK_FIGURES and len(figures) == 12
+    expected = {"mask_AP": ap, "mask_AP50": ap50, "mask_AP75": ap75, "mask_AR100": ar}
+    assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=1e-6, nan_ok=True)
+
+
+def test_masks_of_images_of_other_sizes():
+    """Whose ids are not in their order, either."""
+    data = masked((0, OCTAGON), image_id="b", size=(300, 200))
+    data = Dataset(**{**vars(data), "examples": (*data.examples, *masked((500, OCTAGON)).examples)})
+    detections = octagons((500, 0.9)) + octagons((0, 0.8), image_id="b")
+    assert evaluation.mask_average_precision(data, detections)["mask_AP"] == pytest.approx(1)
+
+
+def test_same_mask_figures_as_pycocotools_on_the_original_file(shared_data):
+    data = load_dataset(f"coco_masks:{shared_data / 'tiny_coco'}", "val")
+    rng, detections, rows = np.random.default_rng(0), [], []
+    for e in data.examples:
+        count = len(e.boxes)
+        size = (e.boxes[:, 2:] - e.boxes[:, :2])[:, None]
+        keypoints = (e.keypoints[..., :2] + rng.normal(0, 0.02, (count, 4, 2)) * size).astype(np.float32)
+        scores = rng.permutation(count).astype(np.float32) / 100 + 0.1
+        detections.append(Detections(e.image_id, e.boxes, scores, e.labels, keypoints, np.ones((count, 4))))
+        for (t, left, b, r), score, label in zip(keypoints.astype(float), scores.tolist(), e.labels, strict=True):
+            w, h = (r[0] - left[0]) / 8, (b[1] - t[1]) / 8
+            octagon = [
+                (min(t[0] + w, r[0]), t[1]),
+                (max(t[0] - w, left[0]), t[1]),
+                (left[0], max(left[1] - h, t[1])),
+                (left[0], min(left[1] + h, b[1])),
+                (max(b[0] - w, left[0]), b[1]),
+                (min(b[0] + w, r[0]), b[1]),
+                (r[0], min(r[1] + h, b[1])),
+                (r[0], max(r[1] - h, t[1])),
+            ]
+            octagon = np.clip(octagon, 0, (e.width, e.height)).ravel().tolist()
+            mask = coco_mask.merge(coco_mask.frPyObjects([octagon], e.height, e.width))
+            category_id = data.category_ids[label]
+            rows.append({"image_id": e.image_id, "category_id": category_id, "segmentation": mask, "score": score})
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(shared_data / "tiny_coco/annotations/instances_val2017.json"))
+        run = COCOeval(truth, truth.loadRes(rows), "segm")
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    figures = evaluation.mask_average_precision(data, detections[::-1])
+    assert list(figures.values()) == pytest.approx(run.stats.tolist(), abs=1e-6)
+    assert 0.2 < figures["mask_AP"] < 0.9
+
+
+def test_masks_are_measured_where_there_are_any(monkeypatch):
+    data = masked((0, OCTAGON))
+    monkeypatch.setattr(inference, "detect", lambda *_: octagons((0, 0.9)))
+    figures = evaluation.evaluate(Finds(EXTREME_POINTS), data)
+    assert figures["mask_AP"] == figures["keypoint_AP"] == pytest.approx(1) and figures["mask_APs"] is None
+    json.dumps(figures, allow_nan=False)
+    assert not set(evaluation.MASK_FIGURES) & set(evaluation.evaluate(Finds(()), data))
+    without = Dataset(**{**vars(data), "examples": (Example(**{**vars(data.examples[0]), "masks": None}),)})
+    assert not set(evaluation.MASK_FIGURES) & set(evaluation.evaluate(Finds(EXTREME_POINTS), without))
+    callback = evaluation.Evaluation(data)
+    callback.set_model(Finds(EXTREME_POINTS))
+    logs = {}
+    callback.on_epoch_end(0, logs)
+    assert logs["val_mask_AP50"] == pytest.approx(1) and len(logs) == 34

@@ -14,8 +14,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 import tfdet
-from tfdet.__main__ import drawn_names, main
-from tfdet.evaluation import COCO_FIGURES
+from tfdet.__main__ import drawn_names, main, tables
+from tfdet.evaluation import COCO_FIGURES, MASK_FIGURES
+from tfdet.extreme_points import octagons
 
 TALL = (150, 90, [(10, 20, 60, 70)], [0])
 WIDE = (60, 160, [(80, 10, 120, 50), (5, 5, 30, 50)], [1, 0])
@@ -109,9 +110,31 @@ def test_predict_draws_and_writes_keypoints(photos, tmp_path, capsys):
         np.testing.assert_allclose(keypoints[:, :2], expected.keypoints[i], atol=1e-3)
         np.testing.assert_array_equal(keypoints[:, 2], np.where(expected.keypoint_scores[i] > 0, 2, 1))
         assert one["num_keypoints"] == 4
+        (polygon,) = one["segmentation"]
+        np.testing.assert_allclose(np.reshape(polygon, (8, 2)), octagons(expected.keypoints[i]), atol=1e-3)
 
     main(["predict", str(photos / "a.jpg"), *flags[:-1], "1.1"])
     assert json.loads((output / "detections.json").read_text())["annotations"] == []
+
+
+def test_predict_shows_what_boxes_are_made_of(untrained, photos, tmp_path, capsys):
+    """No picture is drawn over another, either."""
+    image = keras.Input((None, None, 3))
+    backbone = keras.Model(image, {"stack1": keras.layers.Conv2D(4, 4, 4)(image)})
+    tfdet.centernet(("red", "blue"), backbone, side=64).save(tmp_path / "centernet.keras")
+    (photos / "a_peaks.jpg").write_bytes((photos / "a.jpg").read_bytes())
+    output = tmp_path / "found"
+    flags = ["--peaks", "-o", str(output), "--min-score", "0.08", "--model"]
+    main(["predict", str(photos / "*a*.jpg"), *flags, str(tmp_path / "centernet.keras")])
+    pictures = {path.name: np.asarray(Image.open(path), int) for path in output.glob("*.jpg")}
+    assert set(pictures) == {"a.jpg", "a_peaks.jpg", "a_peaks-2.jpg", "a_peaks_peaks.jpg"}
+    boxes, own = pictures["a.jpg"], pictures["a_peaks-2.jpg"]
+    np.testing.assert_array_equal(boxes, pictures["a_peaks.jpg"])
+    np.testing.assert_array_equal(own, pictures["a_peaks_peaks.jpg"])
+    original = np.asarray(Image.open(photos / "a.jpg"), int)
+    assert np.abs(own - original).max() > 100 and np.abs(own - boxes).max() > 100
+    said = fails(capsys, ["predict", photos / "a.jpg", *flags, untrained[1]])
+    assert said == "tfdet: error: --peaks: ssd300 has none to show: its boxes are not made of peaks of heatmaps\n"
 
 
 def test_predict_in_bfloat16(model, photos, tmp_path):
@@ -324,6 +347,24 @@ def test_convert_writes_all_splits_and_says_what_it_leaves_out(tmp_path, table, 
     again = tfdet.load_dataset(f"tfrecord:{output}", "val")
     assert again.class_names == ("blue", "red")
     assert [example.image_id for example in again.examples] == ["tall.png", "wide.png"]
+
+
+def test_convert_says_that_masks_are_not_written(tmp_path, draw_image, capsys):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "a.png").write_bytes(draw_image(*TALL))
+    outline = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 20, 50, 50]}
+    outline["segmentation"] = [[10, 20, 60, 20, 60, 70, 10, 70]]
+    image = {"id": 1, "file_name": "a.png", "width": 90, "height": 150}
+    content = {"images": [image], "annotations": [outline], "categories": [{"id": 1, "name": "red"}]}
+    (tmp_path / "annotations" / "instances_val.json").write_text(json.dumps(content))
+    main(["convert", "--data", f"coco_masks:{tmp_path}", "-o", str(tmp_path / "shards")])
+    assert f"coco_masks:{tmp_path.name} val: keypoints and masks are not written, only boxes" in capsys.readouterr().out
+
+
+def test_the_table_of_figures_shows_masks():
+    figures = {"images": 1, "per_class": {}} | dict.fromkeys(COCO_FIGURES + MASK_FIGURES, 0.125)
+    shown = tables(figures | dict.fromkeys(("VOC_AP_11point", "VOC_AP_area"), 0.5) | {"mask_APs": None}, "some")
+    assert "mask_AP 0.125  mask_AP50 0.125  mask_AP75 0.125  mask_APs -" in shown.caption
 
 
 def console_script():

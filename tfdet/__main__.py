@@ -20,6 +20,7 @@ from tfdet.data.convert import write_shards
 from tfdet.data.images import load_image
 from tfdet.detectors.base import Detector
 from tfdet.errors import TfdetError
+from tfdet.extreme_points import octagons
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif"}
 
@@ -46,7 +47,7 @@ class CheckData:
     """
 
     data: str
-    """The data: coco:DIR, coco_keypoints:DIR, voc:DIR, csv:FILE, tfrecord:DIR or shapes."""
+    """The data: coco:DIR, coco_keypoints:DIR, coco_masks:DIR, voc:DIR, csv:FILE, tfrecord:DIR or shapes."""
     split: tuple[str, ...] = ()
     """Splits to check; by default all that there are."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "data-check"
@@ -63,6 +64,8 @@ class Predict(Trained):
     """Folder for the drawn pictures and detections.json."""
     min_score: float = 0.3
     """Draw and write only detections with at least this score."""
+    peaks: bool = False
+    """Detectors of heatmaps: draw, as NAME_peaks.jpg, also the points that the boxes were made of."""
     batch_size: int = 8
     """Images at a time."""
 
@@ -72,7 +75,7 @@ class Evaluate(Trained):
     """Measure a model on a split of a data set: COCO's figures and VOC AP, of all and of every class."""
 
     data: str
-    """The data: coco:DIR, coco_keypoints:DIR, voc:DIR, csv:FILE, tfrecord:DIR or shapes."""
+    """The data: coco:DIR, coco_keypoints:DIR, coco_masks:DIR, voc:DIR, csv:FILE, tfrecord:DIR or shapes."""
     split: str = "val"
     """Split of the data."""
     on_error: Literal["raise", "skip"] = "raise"
@@ -124,7 +127,7 @@ class Convert:
     """Write a data set as TFRecord shards, of the form that the TensorFlow Object Detection API reads and writes."""
 
     data: str
-    """The data: coco:DIR, coco_keypoints:DIR, voc:DIR, csv:FILE, tfrecord:DIR or shapes."""
+    """The data: coco:DIR, coco_keypoints:DIR, coco_masks:DIR, voc:DIR, csv:FILE, tfrecord:DIR or shapes."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
     """Folder for the shards and label_map.pbtxt; --data tfrecord:FOLDER then reads it."""
     split: tuple[str, ...] = ()
@@ -183,10 +186,19 @@ def check_data(arguments):
 def predict(arguments):
     files = find_images(arguments.images)
     model = load_model(arguments)
+    if arguments.peaks and not hasattr(model, "peaks"):
+        raise TfdetError(f"--peaks: {model.name} has none to show: its boxes are not made of peaks of heatmaps")
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
     detections = inference.detect_files(model, files, arguments.batch_size, verbose=1)
     write_predictions(output, files, detections, model.class_names, arguments.min_score, model.keypoint_names)
+    if arguments.peaks:
+        names = drawn_names([*files, *(file.with_stem(f"{file.stem}_peaks") for file in files)])[len(files) :]
+        peaks = inference.peaks_in_files(model, files, arguments.batch_size)
+        for name, file, found, own in zip(names, files, detections, peaks, strict=True):
+            found = found.where(found.scores >= arguments.min_score)
+            picture = drawing.draw_peaks(load_image(str(file)), own, found, arguments.min_score)
+            picture.save(output / name, quality=95)
 
 
 def ask_server(arguments):
@@ -226,7 +238,8 @@ def read_names(path):
 def write_predictions(output, files, detections, class_names, min_score, keypoint_names=()):
     """A drawn picture for each of the image files and one detections.json (COCO), in the folder `output`.
 
-    A keypoint has the visibility 2 if a peak of its heatmap says where it is, else 1.
+    A keypoint has the visibility 2 if a peak of its heatmap says where it is, else 1. Extreme points make a mask, too:
+    the polygon of their octagon.
     """
     images, annotations = [], []
     names = drawn_names(files)
@@ -240,14 +253,17 @@ def write_predictions(output, files, detections, class_names, min_score, keypoin
             visibility = 1 + (found.keypoint_scores > 0)[..., None]
             keypoints = np.concatenate([found.keypoints, visibility], axis=-1)
             keypoints = keypoints.reshape(-1, 3 * len(keypoint_names)).tolist()
+            parts = [{"keypoints": row, "num_keypoints": len(keypoint_names)} for row in keypoints]
+        if tuple(keypoint_names) == skeleton.EXTREME_POINTS:
+            polygons = octagons(found.keypoints).reshape(-1, 1, 16).tolist()
+            parts = [{**part, "segmentation": own} for part, own in zip(parts, polygons, strict=True)]
         picture.save(output / names[i], quality=95)
         images.append({"id": i + 1, "file_name": str(file), "height": image.shape[0], "width": image.shape[1]})
         columns = (found.boxes.tolist(), found.labels.tolist(), found.scores.tolist())
         for row, ((x1, y1, x2, y2), label, score) in enumerate(zip(*columns, strict=True)):
             annotation = {"id": len(annotations) + 1, "image_id": i + 1, "category_id": label + 1, "iscrowd": 0}
             box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "score": score}
-            joints = {"keypoints": keypoints[row], "num_keypoints": len(keypoint_names)} if keypoint_names else {}
-            annotations.append({**annotation, **box, **joints})
+            annotations.append({**annotation, **box, **(parts[row] if keypoint_names else {})})
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(class_names)]
     if keypoint_names:
         limbs = [[a + 1, b + 1] for a, b in skeleton.limbs(keypoint_names)]
@@ -293,7 +309,8 @@ def convert(arguments):
         for line in dataset.skipped:
             print(f"left out: {line}")
         if dataset.keypoint_names:
-            print(f"{dataset.name}: keypoints are not written, only boxes")
+            masks = " and masks" if any(example.masks is not None for example in dataset.examples) else ""
+            print(f"{dataset.name}: keypoints{masks} are not written, only boxes")
         with Progress(transient=True) as progress:
             task = progress.add_task(f"writing {split}", total=len(dataset))
             paths = write_shards(
@@ -376,7 +393,7 @@ def tables(figures, title):
         table.add_row(name, str(row["objects"]), *shown(row))
     table.add_section()
     table.add_row("all", str(sum(row["objects"] for row in figures["per_class"].values())), *shown(figures))
-    every = evaluation.COCO_FIGURES + evaluation.KEYPOINT_FIGURES
+    every = evaluation.COCO_FIGURES + evaluation.KEYPOINT_FIGURES + evaluation.MASK_FIGURES
     rest = [name for name in every if name in figures and name not in names]
     table.caption = "  ".join(f"{name} {'-' if figures[name] is None else f'{figures[name]:.3f}'}" for name in rest)
     return table

@@ -104,6 +104,58 @@ def draw_keypoints(image, keypoints, shown, names: Sequence[str]) -> Image.Image
     return image
 
 
+def draw_peaks(image, peaks, found: Detections, min_score: float = 0.3) -> Image.Image:
+    """A copy of the image with what detections are made of: a dot for each peak of a heatmap, the larger the better.
+
+    Peaks that a detection is made of are filled, and joined to the middle of its box by a line; others are hollow, and
+    drawn if they score at least `min_score`. A legend says which colour is what.
+
+    Args:
+        peaks: {name: {"points" [N, 2] in pixels, "scores" [N], "labels" [N]}} (see `detectors.base.unscaled_peaks`).
+        found: the detections to show.
+    """
+    image = _as_image(image).copy()
+    draw = ImageDraw.Draw(image)
+    line = max(1, round((image.width * image.height) ** 0.5 / 300))
+    middles = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
+    for color, (name, peak) in zip(PALETTE, peaks.items(), strict=False):
+        points = np.clip(peak["points"], 0, image.size)
+        parts = _parts(name, points, peak["labels"], found)
+        for middle, part in zip(middles, parts, strict=True):
+            if part >= 0:
+                draw.line((*middle, *points[part]), fill=color, width=line)
+        used = np.isin(np.arange(len(points)), parts)
+        for i in np.flatnonzero(used | (peak["scores"] >= min_score))[::-1].tolist():  # the best lies on top
+            (x, y), radius = points[i], line * (2 + 3 * peak["scores"][i])
+            circle = (x - radius, y - radius, x + radius, y + radius)
+            draw.ellipse(circle, fill=color if used[i] else None, outline="black" if used[i] else color, width=line)
+    size = max(11, 6 * line)
+    font = ImageFont.load_default(size)
+    width = max(draw.textlength(name, font=font) for name in peaks)
+    draw.rectangle((0, 0, width + 2 * size, (len(peaks) + 0.5) * size * 1.2), fill="black")
+    for row, (color, name) in enumerate(zip(PALETTE, peaks, strict=False)):
+        y = (row + 0.75) * size * 1.2
+        draw.ellipse((size * 0.3, y - size * 0.35, size, y + size * 0.35), fill=color)
+        draw.text((size * 1.3, y), name.replace("_", " "), fill="white", font=font, anchor="lm")
+    return image
+
+
+def _parts(name, points, labels, found):
+    """int [K]: which of the peaks [N] of that name each detection is made of, or -1."""
+    boxes = found.boxes
+    if name in skeleton.EXTREME_POINTS:
+        places = found.keypoints[:, skeleton.EXTREME_POINTS.index(name)]
+    else:
+        places = {"top_left": boxes[:, :2], "bottom_right": boxes[:, 2:]}.get(name, (boxes[:, :2] + boxes[:, 2:]) / 2)
+    distances = np.linalg.norm(points - places[:, None], axis=-1)
+    if name == "centre":  # that of a box which the border of the image cuts off is not its middle
+        near = ((points >= boxes[:, None, :2]) & (points <= boxes[:, None, 2:])).all(axis=-1)
+    else:
+        near = distances < 1
+    near &= labels == found.labels[:, None]
+    return np.where(near.any(axis=1), np.where(near, distances, np.inf).argmin(axis=1), -1)
+
+
 def _of_limb(one, other):
     """The side of a limb between keypoints of these sides."""
     sides = {one, other} - {""}
@@ -208,8 +260,10 @@ def curves(history: dict[str, list[float]], path: str | os.PathLike) -> None:
             other names count as losses. NaN leaves a gap.
         path: of the picture, PNG or whatever the suffix says. Its folder exists.
     """
-    precision = [name for name in history if re.fullmatch(r"(val_)?((keypoint_)?AP(50|75|s|m|l)?|VOC_AP\w*)", name)]
-    recall = [name for name in history if re.fullmatch(r"(val_)?(keypoint_)?AR(1|10|100|50|75|s|m|l)?", name)]
+    precision = [
+        name for name in history if re.fullmatch(r"(val_)?(((keypoint|mask)_)?AP(50|75|s|m|l)?|VOC_AP\w*)", name)
+    ]
+    recall = [name for name in history if re.fullmatch(r"(val_)?((keypoint|mask)_)?AR(1|10|100|50|75|s|m|l)?", name)]
     rate = [name for name in history if name in ("learning_rate", "lr")]
     losses = [name for name in history if name not in precision + recall + rate]
     parts = [("loss", losses), ("average precision", precision), ("learning rate", rate)]

@@ -117,6 +117,15 @@ def detect_files(detector, paths, batch_size=8, verbose=0):
     return _detect(detector, paths, paths, batch_size, verbose)
 
 
+def peaks_in_files(detector, paths, batch_size=8):
+    """What the boxes in image files are made of, by a detector that has `peaks`: a dict of arrays [N, ...] for each."""
+    peaks = []
+    for batch in prediction_batches([str(path) for path in paths], detector, batch_size):
+        found = keras.tree.map_structure(np.asarray, detector.peaks(batch["images"], batch["scale"]))
+        peaks += [keras.tree.map_structure(lambda values, i=i: values[i], found) for i in range(len(batch["scale"]))]
+    return peaks
+
+
 def _detect(detector, ids, images, batch_size, verbose):
     if not images:
         return []

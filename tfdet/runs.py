@@ -177,6 +177,8 @@ def say_what_was_made(settings, recipe, test, figures, folder):
     print(f"\n{test.name} ({len(test)} images): AP {figures['AP']:.3f}, AP50 {figures['AP50']:.3f}")
     if figures.get("keypoint_AP") is not None:
         print(f"keypoints: AP {figures['keypoint_AP']:.3f}, AP50 {figures['keypoint_AP50']:.3f}")
+    if figures.get("mask_AP") is not None:
+        print(f"masks: AP {figures['mask_AP']:.3f}, AP50 {figures['mask_AP50']:.3f}")
     print(f"{folder}/ holds best.keras, export/ (SavedModel), evaluation.json, predictions.png, curves.png, ...")
     print("Next:")
     print(f"  python -m tfdet predict photo.jpg --model {folder}/best.keras")

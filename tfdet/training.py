@@ -21,7 +21,7 @@ class Settings:
     """Settings that every recipe has."""
 
     data: str = "shapes"
-    """The data: coco:DIR, coco_keypoints:DIR, voc:DIR, csv:FILE, tfrecord:DIR, or shapes, which needs no download."""
+    """The data: coco:DIR, coco_keypoints:DIR, coco_masks:DIR, voc:DIR, csv:FILE, tfrecord:DIR or shapes (generated)."""
     train_split: str = "train"
     """Split to train on."""
     val_split: str = "val"

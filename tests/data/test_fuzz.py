@@ -11,6 +11,7 @@ import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from tfdet.data import load_dataset, split_names
 from tfdet.data.images import load_image
@@ -53,6 +54,15 @@ COCO = {
     ],
     "categories": [{"id": 3, "name": "cat"}, {"id": 5, "name": "dog"}],
 }
+for annotation, segmentation in zip(
+    COCO["annotations"],
+    ([[1, 2, 11, 8, 6.5, 22], [3, 3, 5, 3, 4, 5]], {"size": [48, 64], "counts": [96, 48, 0, 48, 2880]}),
+    strict=True,
+):
+    annotation["segmentation"] = segmentation
+COCO["annotations"].append(
+    COCO["annotations"][0] | {"id": 3, "segmentation": {"size": [48, 64], "counts": "P3`100Pj2"}}
+)
 FEATURES = {  # of 24x18 pixels
     "image/encoded": IMAGES[:1],
     "image/source_id": [b"7"],
@@ -190,6 +200,12 @@ def check_example(example, num_classes, decoded):
     assert ((example.boxes >= 0) & (example.boxes <= size)).all()
     assert ((example.boxes[:, 2:] - example.boxes[:, :2]).prod(axis=1) > 0).all()
     assert ((example.labels >= 0) & (example.labels < num_classes)).all()
+    if example.masks is not None:
+        assert len(example.masks) == len(example.keypoints) == len(example.boxes)
+        assert ((example.keypoints >= 0) & (example.keypoints <= (*size[:2], 2))).all()
+        for mask in filter(None, example.masks):
+            assert set(np.unique(coco_mask.decode(mask))) <= {0, 1}
+            assert mask["size"] == [example.height, example.width]
     if decoded:
         assert load_image(example.image).shape == (example.height, example.width, 3)
 
@@ -221,6 +237,7 @@ def test_damaged_images(folder, images):
 def test_damaged_json(folder, content):
     (folder / "annotations" / "instances_train.json").write_bytes(content)
     load(f"coco:{folder}")
+    load(f"coco_masks:{folder}")
 
 
 @few

@@ -12,7 +12,10 @@ from tfdet.errors import DataError
     [
         (
             "pickle:somewhere",
-            ["pickle:somewhere", "expected coco:DIR, coco_keypoints:DIR, voc:DIR, csv:FILE, tfrecord:GLOB or shapes"],
+            [
+                "pickle:somewhere",
+                "expected coco:DIR, coco_keypoints:DIR, coco_masks:DIR, voc:DIR, csv:FILE, tfrecord:GLOB or shapes",
+            ],
         ),
         ("nothing", ['"nothing"', "expected coco:DIR"]),
         ("", ["expected coco:DIR"]),

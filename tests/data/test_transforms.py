@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfdet import skeleton
 from tfdet.data import transforms
 from tfdet.data.transforms import CenterNetAugmentation, Draw, RandomShortSide, SSDAugmentation
 
@@ -614,6 +615,23 @@ def test_keypoints_go_where_the_image_goes():
             rows, columns = np.nonzero(image[..., 0] > image[..., 0].min() + 0.5 * np.ptp(image[..., 0]))
             np.testing.assert_allclose((columns.mean() + 0.5, rows.mean() + 0.5), (x, y), atol=0.8)
     assert min(seen.values()) >= 3 and beside < 16
+
+
+def test_extreme_points_stay_on_their_box():
+    """A mirror exchanges left and right; and where the border cuts the box off, they lie beside the image."""
+    augmentation, cut = CenterNetAugmentation(96, mirrored=skeleton.mirrored(skeleton.EXTREME_POINTS)), 0
+    boxes = np.float32([(20, 15, 90, 80), (5, 40, 45, 60)])
+    x1, y1, x2, y2 = boxes.T
+    corners = [(x1 + 9, y1), (x1, y1 + 3), (x1 + 5, y2), (x2, y2 - 7)]
+    places = np.float32([[(*point, 2) for point in zip(*corner, strict=True)] for corner in corners]).swapaxes(0, 1)
+    image, labels = np.zeros((100, 120, 3), np.uint8), np.int32([0, 1])
+    for seed in range(16):
+        _, box, label, keypoints = augmentation(image, boxes, labels, (seed, 0), places)
+        assert len(box) == len(label) == len(keypoints)
+        edges = np.array(keypoints)[:, [1, 0, 3, 2], [0, 1, 0, 1]]
+        np.testing.assert_allclose(np.clip(edges, 0, 96), box, atol=1e-4)
+        cut += not np.allclose(edges, box)
+    assert 0 < cut < 16
 
 
 # --- CenterNet's colours ---

@@ -233,6 +233,23 @@ def test_detections_by_hand():
     np.testing.assert_allclose(found["boxes"], [boxes], atol=1e-4)
 
 
+def test_the_centres_that_boxes_are_made_of(small):
+    peaks = {(2, 3, 1): (0.5, (2, 4), (0.5, 0.25)), (9, 11, 0): (0.75, (2, 2), (0.5, 0.5))}
+    found = CenterNetDecoder(keep=2).peaks(maps(10, 12, 3, peaks))["centre"]
+    np.testing.assert_allclose(found["points"], [[(46, 38), (14, 9)]], rtol=1e-5)
+    np.testing.assert_allclose(found["scores"], [[0.75, 0.5]], rtol=1e-5)
+    assert found["labels"].numpy().tolist() == [[0, 1]]
+
+    images = np.random.default_rng(0).uniform(0, 255, (1, 64, 64, 3)).astype(np.float32)
+    for detector in (small, tfdet.with_flip_and_scales(small)):
+        found = detector.detect(images, np.float32([(2, 4, 2, 4)]))
+        peaks = detector.peaks(images, np.float32([(2, 4, 2, 4)]))["centre"]
+        np.testing.assert_array_equal(found["scores"], peaks["scores"])
+        middles = (found["boxes"][..., :2] + found["boxes"][..., 2:]) / 2
+        inside = np.all((found["boxes"] > 0) & (found["boxes"] < (32, 16, 32, 16)), axis=-1)
+        np.testing.assert_allclose(middles[inside], peaks["points"][inside], atol=1e-4)
+
+
 def test_the_best_are_kept_and_no_threshold_keeps_all():
     outputs = maps(
         12, 12, 1, {(4 * i, 4 * j, 0): (0.1 * (i + 3 * j + 1), (1, 1), (0, 0)) for i in range(3) for j in range(3)}

@@ -240,6 +240,22 @@ def test_a_corner_may_have_several_boxes_and_soft_nms_lowers_the_worse():
     np.testing.assert_allclose(found["scores"][0, :2], [0.8, 0.7 * math.exp(-(0.5**2) / 0.5)], rtol=1e-4)
 
 
+def test_the_corners_that_boxes_are_made_of(small):
+    outputs = maps(10, 12, 2, {(A, 2, 3, 1): (0.9, 0.0, (0.5, 0.25)), (B, 9, 11, 0): (0.5, 0.7, (2, 0.9))})
+    peaks = CornerNetDecoder(corners=1).peaks(outputs)
+    assert tuple(peaks) == CORNERS
+    for corner, point, score, label in zip(CORNERS, [(14, 9), (52, 39.6)], (0.9, 0.5), (1, 0), strict=True):
+        np.testing.assert_allclose(peaks[corner]["points"], [[point]], rtol=1e-5)
+        np.testing.assert_allclose(peaks[corner]["scores"], [[score]], rtol=1e-5)
+        assert peaks[corner]["labels"].numpy().tolist() == [[label]]
+
+    images = np.random.default_rng(0).uniform(0, 255, (1, 64, 64, 3)).astype(np.float32)
+    found, peaks = (read(images, np.float32([(2, 4, 2, 4)])) for read in (small.detect, small.peaks))
+    corners = np.concatenate([np.clip(peaks[corner]["points"][0], 0, (32, 16)) for corner in CORNERS])
+    for corner in np.array(found["boxes"][0, :20]).reshape(-1, 2):
+        assert np.abs(corners - corner).max(axis=1).min() < 1e-4
+
+
 def test_a_map_of_fewer_cells_than_corners():
     outputs = maps(2, 2, 1, {(A, 0, 0, 0): (0.9, 0.0, (0, 0)), (B, 1, 1, 0): (0.9, 0.0, (0, 0))})
     found = CornerNetDecoder()(outputs)

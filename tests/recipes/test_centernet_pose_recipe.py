@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tfdet import commandline, serving, training
-from tfdet.data.shapes import CLASS_NAMES, KEYPOINT_NAMES, draw_example
+from tfdet.data.shapes import CLASS_NAMES, draw_example
 from tfdet.recipes import centernet_pose
+from tfdet.skeleton import EXTREME_POINTS
 
 SHAPES = {"backbone": "resnet_slim_up", "backbone_weights": "none", "side": 256, "test_size": "side", "drops": ()}
 SHAPES |= {"steps": 2000, "batch_size": 8, "test_split": "test"}
@@ -61,7 +62,7 @@ def folder(tmp_path_factory):
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
                 }
                 annotations.append(one | {"keypoints": keypoints.ravel().tolist()})
-        categories = [{"id": i, "name": name, "keypoints": KEYPOINT_NAMES} for i, name in enumerate(CLASS_NAMES)]
+        categories = [{"id": i, "name": name, "keypoints": EXTREME_POINTS} for i, name in enumerate(CLASS_NAMES)]
         content = {"images": images, "annotations": annotations, "categories": categories}
         (folder / f"annotations/person_keypoints_{split}2017.json").write_text(json.dumps(content))
     return folder
@@ -84,7 +85,7 @@ def test_a_run_leaves_everything(folder, tmp_path, monkeypatch, capsys):
     assert "keypoint_AP50" in json.loads((output / "evaluation.json").read_text())
     assert "keypoints: AP 0.0" in capsys.readouterr().out
     best = keras.models.load_model(output / "best.keras")
-    assert (best.keypoint_names, best.class_names) == (KEYPOINT_NAMES, CLASS_NAMES)
+    assert (best.keypoint_names, best.class_names) == (EXTREME_POINTS, CLASS_NAMES)
 
 
 WRONG = {

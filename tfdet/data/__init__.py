@@ -21,8 +21,9 @@ def load_dataset(spec, split="train", on_error="raise"):
     about as much as an epoch of input: a minute for 50,000 images of 640x480 pixels on two cores.
 
     Args:
-        spec: "coco:DIR", "coco_keypoints:DIR" (people and their joints), "voc:DIR" (or "voc:DIR,DIR", joined),
-            "csv:FILE", "tfrecord:DIR" or "tfrecord:GLOB" (see `tfrecord.read_tfrecord`), or "shapes" (generated).
+        spec: "coco:DIR", "coco_keypoints:DIR" (people and their joints), "coco_masks:DIR" (objects with their masks and
+            extreme points), "voc:DIR" (or "voc:DIR,DIR", joined), "csv:FILE", "tfrecord:DIR" or "tfrecord:GLOB" (see
+            `tfrecord.read_tfrecord`), or "shapes" (generated).
         split: "train", "val", "test", or whatever else the data set calls its splits.
         on_error: "raise" stops at the first box or image that cannot be used; "skip" leaves it out and adds a line to
             `Dataset.skipped`.
@@ -61,6 +62,9 @@ def _reader(spec):
         case "coco_keypoints" if where:
             folder, task = Path(where).expanduser(), "person_keypoints"
             return partial(coco.read_coco, folder, task=task), partial(coco.split_names, folder, task)
+        case "coco_masks" if where:
+            folder = Path(where).expanduser()
+            return partial(coco.read_coco, folder, masks=True), partial(coco.split_names, folder)
         case "voc" if where.strip(", "):
             folders = _folders(where)
             return partial(voc.read_voc, folders), partial(voc.split_names, folders)
@@ -71,7 +75,7 @@ def _reader(spec):
             return partial(tfrecord.read_tfrecord, where), partial(tfrecord.split_names, where)
         case "shapes" if not where:
             return lambda split, problems: shapes(split), lambda: tuple(SPLITS)
-    kinds = "coco:DIR, coco_keypoints:DIR, voc:DIR, csv:FILE, tfrecord:GLOB or shapes"
+    kinds = "coco:DIR, coco_keypoints:DIR, coco_masks:DIR, voc:DIR, csv:FILE, tfrecord:GLOB or shapes"
     raise DataError(f'data set "{spec}": expected {kinds}')
 
 

@@ -8,11 +8,13 @@ from collections import Counter
 import numpy as np
 
 from tfdet.data.dataset import Dataset, Example
-from tfdet.data.validation import TOLERANCE, box_line, check_boxes, check_image, quoted
+from tfdet.data.segmentation import read_segmentation
+from tfdet.data.validation import TOLERANCE, box_line, check_boxes, check_image, is_number, quoted
 from tfdet.errors import DataError
+from tfdet.skeleton import EXTREME_POINTS
 
 
-def read_coco(folder, split, problems, task="instances"):
+def read_coco(folder, split, problems, task="instances", masks=False):
     """Reads one split.
 
     The annotations are folder/annotations/{task}_{split}2017.json, or else the one file in annotations/ whose name
@@ -25,13 +27,15 @@ def read_coco(folder, split, problems, task="instances"):
         problems: `Problems`, told of each annotation and image that cannot be used.
         task: "instances", or "person_keypoints" for those categories alone that have keypoints, and with these. Objects
             of which no keypoint is labelled are read, too.
+        masks: read the objects' masks, too, of which the extreme points are the keypoints. An object with a mask that
+            cannot be used (reported) is read without it. It has no labelled keypoint, nor has a crowd.
 
     Raises:
         DataError: no such folder or split, or the file is not COCO's JSON.
     """
     file = _annotation_file(folder, split, task)
     images, annotations, categories = _load_json(file)
-    names, keypoint_names = _category_names(file, categories), ()
+    names, keypoint_names = _category_names(file, categories), EXTREME_POINTS if masks else ()
     if task == "person_keypoints":
         chosen, keypoint_names = _with_keypoints(file, categories)
         others = set(names) - chosen
@@ -41,7 +45,7 @@ def read_coco(folder, split, problems, task="instances"):
 
     image_folder = _image_folder(folder, file, split, images)
     images = _read_images(file, images, image_folder, problems)
-    rows = _read_annotations(file, annotations, images, names, keypoint_names, problems)
+    rows = _read_annotations(file, annotations, images, names, keypoint_names, masks, problems)
 
     def describe(i):
         row = rows[i]
@@ -75,10 +79,12 @@ def read_coco(folder, split, problems, task="instances"):
                 difficult=np.zeros(len(indices), bool),
                 areas=np.array([a if g is None else g for g, a in zip(given, area, strict=True)], np.float32),
                 keypoints=_joined([rows[i]["keypoints"] for i in indices], keypoint_names),
+                masks=tuple(rows[i]["mask"] for i in indices) if masks else None,
             )
         )
+    kind = "coco_masks" if masks else "coco_keypoints" if keypoint_names else "coco"
     return Dataset(
-        name=f"{'coco_keypoints' if keypoint_names else 'coco'}:{folder.resolve().name} {split}",
+        name=f"{kind}:{folder.resolve().name} {split}",
         class_names=tuple(names.values()),
         category_ids=tuple(names),
         examples=tuple(examples),
@@ -242,7 +248,7 @@ def _read_images(file, records, folder, problems):
     return images
 
 
-def _read_annotations(file, records, images, names, keypoint_names, problems):
+def _read_annotations(file, records, images, names, keypoint_names, masks, problems):
     """What is needed of each annotation that can be used: a list of dictionaries, boxes as xyxy."""
     rows = []
     seen = set()
@@ -269,16 +275,21 @@ def _read_annotations(file, records, images, names, keypoint_names, problems):
             "crowd": bool(record.get("iscrowd")),
             "area": record.get("area"),
             "keypoints": None,
+            "mask": None,
         }
         fault = None
         if row["category_id"] not in names:
             fault = f"category {row['category_id']} is not among the categories of the file"
         elif row["id"] is not None and row["id"] in seen:
             fault = "this annotation id occurs twice"
-        elif keypoint_names:
+        elif keypoint_names and not masks:
             row["keypoints"], fault = _keypoints(record, keypoint_names, *images[image_id][1:])
+        lost = fault is not None
+        if masks and not lost:
+            row["mask"], row["keypoints"], fault = _mask(record, *images[image_id][1:])
         if fault:
             problems.report(box_line(f"{file}: image {image_id}", number, row["box"], _name(row, names), fault))
+        if lost:
             continue
         seen.add(row["id"])
         rows.append(row)
@@ -299,12 +310,12 @@ def _fault(record, images):
     if type(record.get("id")) not in (int, str, type(None)):
         return f"id is {quoted(record['id'])}, not a whole number"
     bbox = record["bbox"]
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(is_number, bbox)):
         return f"bbox is {quoted(bbox)}, not four numbers (x, y, width, height)"
     if record.get("iscrowd") not in (None, 0, 1):
         return f"iscrowd is {quoted(record['iscrowd'])}, not 0 or 1"
     area = record.get("area")
-    if area is not None and not (_is_number(area) and 0 <= area < float("inf")):
+    if area is not None and not (is_number(area) and 0 <= area < float("inf")):
         return f"area is {quoted(area)}, not a number of pixels"
     return None
 
@@ -314,7 +325,7 @@ def _keypoints(record, names, width, height):
     values = record.get("keypoints")
     if values is None:
         return np.zeros((len(names), 3)), None
-    if not isinstance(values, list) or len(values) != 3 * len(names) or not all(map(_is_number, values)):
+    if not isinstance(values, list) or len(values) != 3 * len(names) or not all(map(is_number, values)):
         return None, f"keypoints are {quoted(values)}, not x, y and visibility of {len(names)}"
     keypoints = np.array(values, float).reshape(-1, 3)
     places, visibility = keypoints[:, :2], keypoints[:, 2]
@@ -332,9 +343,12 @@ def _keypoints(record, names, width, height):
     return np.where(labelled[:, None], np.column_stack([inside, visibility]), 0.0), None
 
 
-def _is_number(value):
-    """A number that fits a float; not finite is a matter for `check_boxes`."""
-    return type(value) is float or (type(value) is int and abs(value) < 2**63)
+def _mask(record, width, height):
+    """The mask of an annotation, its extreme points float64 [4, 3], and what is wrong, or None; it then has neither."""
+    mask, points, fault = read_segmentation(record.get("segmentation"), width, height)
+    if fault or record.get("iscrowd"):
+        return mask, np.zeros((len(EXTREME_POINTS), 3)), fault
+    return mask, np.pad(points, [(0, 0), (0, 1)], constant_values=2), None
 
 
 def _name(row, names):

@@ -24,6 +24,8 @@ class Example:
             data set gives it, else that of the box.
         keypoints: float32 [M, J, 3], or None where the data set has none: x and y in pixels, and, as in COCO, 0 where
             the keypoint is not labelled (x and y then mean nothing), 1 where it is but hidden, 2 where it is visible.
+        masks: of M objects the mask as COCO's compressed RLE {"size": [height, width], "counts": bytes}, for
+            pycocotools, or None for one whose mask could not be read; None where the data set has none.
     """
 
     image_id: int | str
@@ -36,6 +38,7 @@ class Example:
     difficult: np.ndarray
     areas: np.ndarray
     keypoints: np.ndarray | None = None
+    masks: tuple[dict | None, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -8,9 +8,9 @@ from PIL import Image
 
 from tfdet.data.dataset import Dataset, Example
 from tfdet.errors import DataError
+from tfdet.skeleton import EXTREME_POINTS
 
 CLASS_NAMES = ("circle", "square", "triangle")
-KEYPOINT_NAMES = ("top", "left", "bottom", "right")  # where the shape reaches its box
 SPLITS = {"train": 1000, "val": 200, "test": 200}  # split: number of images
 MIN_SIZE, MAX_SIZE = 29, 158  # pixels, the longer side of an object; then both sides are within 24 .. 160
 
@@ -39,7 +39,7 @@ def shapes(split):
         class_names=CLASS_NAMES,
         category_ids=tuple(range(1, len(CLASS_NAMES) + 1)),
         examples=tuple(draw_example(split, index) for index in range(SPLITS[split])),
-        keypoint_names=KEYPOINT_NAMES,
+        keypoint_names=EXTREME_POINTS,
     )
 
 
@@ -76,7 +76,7 @@ def draw_example(split, index):
         "crowd": np.zeros(len(boxes), bool),
         "difficult": np.zeros(len(boxes), bool),
         "areas": (boxes[:, 2:] - boxes[:, :2]).prod(axis=1),
-        "keypoints": np.array(keypoints, np.float32).reshape(-1, len(KEYPOINT_NAMES), 3),
+        "keypoints": np.array(keypoints, np.float32).reshape(-1, len(EXTREME_POINTS), 3),
     }
     for array in arrays.values():
         array.setflags(write=False)  # shared by all who ask for this split

@@ -52,6 +52,11 @@ def quoted(value):
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def is_number(value):
+    """A number of a file that fits a float; not finite is a matter for whoever knows what it is."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
+
+
 def box_line(where, number, box, name, fault):
     """The one line about a box; where is "FILE: image ID", box its four numbers or None."""
     numbers = "" if box is None else " (" + ", ".join(f"{value:.10g}" for value in box) + ")"

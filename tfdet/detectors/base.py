@@ -25,6 +25,9 @@ class Detector(keras.Model):
     Detections are {"boxes" float32 [B, K, 4] xyxy, "scores" float32 [B, K], "labels" int32 [B, K], "num_detections"
     int32 [B]}, best first, padded with 0, 0 and -1. A detector that finds keypoints says "keypoints" float32
     [B, K, J, 2], x and y, and "keypoint_scores" float32 [B, K, J] as well.
+
+    A detector of heatmaps may have `peaks(images, scale)` beside `detect`, for pictures of what its boxes are made of
+    (`drawing.draw_peaks`): see `unscaled_peaks`.
     """
 
     def __init__(self, class_names, **kwargs):
@@ -129,6 +132,16 @@ def unscaled(detections, scale):
     if "keypoints" in found:
         found["keypoints"] = found["keypoints"] / scale[:, None, None, :2]
     return found
+
+
+def unscaled_peaks(peaks, scale):
+    """The best peaks of heatmaps, {name: {"points" [B, N, 2], x and y, "scores" [B, N], "labels" int32 [B, N]}} -> the
+    same with the points in pixels of the images before the factors [B or 1, 4] have scaled them.
+
+    The names are "top_left" and "bottom_right", "centre", or those of `skeleton.EXTREME_POINTS`. Where there are fewer
+    than N peaks the rest has the score 0.
+    """
+    return {name: {**found, "points": found["points"] / scale[:, None, :2]} for name, found in peaks.items()}
 
 
 class StopOnNonFiniteLoss(keras.callbacks.Callback):

@@ -23,7 +23,7 @@ from keras import ops
 from tfdet import backbones, heatmaps, losses, nms
 from tfdet import boxes as box_ops
 from tfdet.data.transforms import CenterNetAugmentation
-from tfdet.detectors.base import Detector, unscaled
+from tfdet.detectors.base import Detector, unscaled, unscaled_peaks
 from tfdet.distribution import sum_over_replicas
 from tfdet.errors import TfdetError
 from tfdet.resizers import KeepSize, ShortSide, rescale, without_padding
@@ -153,6 +153,12 @@ class CenterNetDecoder:
         boxes = box_ops.clip(boxes * STRIDE, heights, widths)
         return nms.padded(boxes, scores, labels, scores > self.score_threshold)
 
+    def peaks(self, outputs):
+        """{"centre": {"points" [B, K, 2] in pixels of the fed image, "scores", "labels" [B, K]}}."""
+        scores, labels, _, boxes = best_objects(outputs, self.keep)
+        points = (boxes[..., :2] + boxes[..., 2:]) / 2 * STRIDE
+        return {"centre": {"points": points, "scores": scores, "labels": labels}}
+
 
 def best_objects(outputs, keep):
     """The best peaks of the last stack: scores float32 [B, K], labels int32 [B, K], best first, their cells int32
@@ -221,14 +227,21 @@ class CenterNet(Detector):
     def detect(self, images, scale):
         return unscaled(at_scales(self._detect, images, self.scales, self.multiple, self.decoder), scale)
 
+    def peaks(self, images, scale):
+        """The centres that boxes are made of (see `unscaled_peaks`); scales do not count here."""
+        return unscaled_peaks(self.decoder.peaks(self._outputs(images)), scale)
+
     def _detect(self, images):
+        return self.decoder(self._outputs(images))
+
+    def _outputs(self, images):
         outputs = self(images, training=False)
         if self.flip:
             mirrored = self(images[:, :, ::-1], training=False)
             heatmap, size = (mirrored[name][-1][:, :, ::-1] for name in ("heatmap", "size"))
             outputs["heatmap"] = [heatmaps.mean(outputs["heatmap"][-1], heatmap)]
             outputs["size"] = [(outputs["size"][-1] + size) / 2]
-        return self.decoder(outputs)
+        return outputs
 
 
 def check_backbone(backbone, side, multiple):

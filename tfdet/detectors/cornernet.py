@@ -158,7 +158,7 @@ class CornerNetDecoder:
         Boxes end at the image's border; the score of what is no box is 0. `mirrored`: the outputs, but for
         "image_sizes", are of the mirror image.
         """
-        first, second = (self._corners(outputs, corner) for corner in POOLS)
+        first, second = self.peaks(outputs).values()
         (x1, y1), (x2, y2) = (ops.unstack(points, 2, axis=-1) for points in (first["points"], second["points"]))
 
         def both(a, b, function):  # of all pairs; not ops.add, which takes [1, K, 1] + [1, 1, K] for a bias
@@ -182,8 +182,12 @@ class CornerNetDecoder:
         labels = ops.take_along_axis(first["labels"], i, axis=1)
         return {"boxes": boxes, "scores": ops.where(real, scores, 0.0), "labels": labels}
 
+    def peaks(self, outputs):
+        """The best of each corner: {"top_left": {"points", x and y in pixels of the fed image [B, N, 2], "scores",
+        "labels", "tags" [B, N]}, "bottom_right": ...}."""
+        return {corner: self._corners(outputs, corner) for corner in POOLS}
+
     def _corners(self, outputs, corner):
-        """The best peaks: "points", x and y in pixels of the fed image [B, N, 2], "scores", "labels", "tags" [B, N]."""
         heatmap, tag, offset = (outputs[f"{corner}_{name}"][-1] for name in MAPS)
         best, labels, rows, columns = heatmaps.peaks(heatmap, self.corners)
         cells = ops.stack([rows, columns], axis=-1)

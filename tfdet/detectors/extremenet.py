@@ -159,7 +159,7 @@ class ExtremeNetDecoder:
         Boxes and points end at the image's border; the score of what is no box is 0. `mirrored`: the outputs, but for
         "image_sizes", are of the mirror image.
         """
-        peaks = [self._peaks(outputs, name) for name in POINTS]
+        peaks = [self._extreme(outputs, name) for name in POINTS]
         centres = ops.sigmoid(outputs["centre_heatmap"][-1])
         thresholds = self.point_threshold, self.centre_threshold
         scores, members = grouping.quadruples(peaks, centres, *thresholds, self.groups)
@@ -185,15 +185,25 @@ class ExtremeNetDecoder:
             "keypoint_scores": point_scores,
         }
 
-    def _peaks(self, outputs, name):
-        """The best peaks: "points", x and y in pixels of the fed image [B, K, 2], "cells" int32 [B, K, 2], "scores",
-        "labels" [B, K]."""
+    def peaks(self, outputs):
+        """The best of each kind: {"top": {"points", x and y in pixels of the fed image [B, K, 2], "scores", "labels"
+        [B, K], ...}, ..., "centre": ...}."""
+        heatmap = ops.sigmoid(outputs["centre_heatmap"][-1])
+        scores, labels, cells = self._best(heatmap)
+        points = in_pixels(heatmaps.corners(cells) + 0.5, heatmap, outputs)
+        centres = {"points": points, "scores": scores, "labels": labels}
+        return {name: self._extreme(outputs, name) for name in POINTS} | {"centre": centres}
+
+    def _extreme(self, outputs, name):
+        """Of one kind, with their cells int32 [B, K, 2] as well."""
         heatmap, offset = outputs[f"{name}_heatmap"][-1], outputs[f"{name}_offset"][-1]
-        edges = grouping.aggregate_edge(ops.sigmoid(heatmap), EDGES[name])
-        scores, labels, rows, columns = heatmaps.peaks(edges, self.points)
-        cells = ops.stack([rows, columns], axis=-1)
+        scores, labels, cells = self._best(grouping.aggregate_edge(ops.sigmoid(heatmap), EDGES[name]))
         points = in_pixels(heatmaps.corners(cells) + heatmaps.at(offset, cells), heatmap, outputs)
-        return {"points": points, "cells": cells, "scores": ops.minimum(scores, 1.0), "labels": labels}
+        return {"points": points, "cells": cells, "scores": scores, "labels": labels}
+
+    def _best(self, heatmap):
+        scores, labels, rows, columns = heatmaps.peaks(heatmap, self.points)
+        return ops.clip(scores, 0.0, 1.0), labels, ops.stack([rows, columns], axis=-1)
 
 
 @keras.saving.register_keras_serializable("tfdet")

@@ -4,7 +4,7 @@ from keras import ops
 
 from tfdet import heatmaps, losses
 from tfdet.data.transforms import CenterNetAugmentation
-from tfdet.detectors.base import Detector, unscaled
+from tfdet.detectors.base import Detector, unscaled, unscaled_peaks
 from tfdet.distribution import sum_over_replicas
 from tfdet.errors import TfdetError
 from tfdet.resizers import KeepSize, ShortSide, rescale, without_padding
@@ -20,7 +20,8 @@ class PointGroups(Detector):
         set_up(size)                        sets encoder, detection_loss and decoder, for fed images of that size
         mirrored                            of keypoints, see tfdet.skeleton.mirrored
 
-    and its decoder `candidates(outputs, mirrored)`, what may be an object, and `best(views)`, the best of several such.
+    and its decoder `candidates(outputs, mirrored)`, what may be an object, `best(views)`, the best of several such, and
+    `peaks(outputs)`, the points that there are.
 
     Args:
         backbone: keras.Model from images [B, H, W, 3], RGB 0..255, to {"stack1": [B, H/4, W/4, any], ...}; detections
@@ -76,6 +77,10 @@ class PointGroups(Detector):
     def detect(self, images, scale):
         views = [view for factor in self.scales for view in self._views(images, factor)]
         return unscaled(self.decoder.best(views), scale)
+
+    def peaks(self, images, scale):
+        """The points that boxes are made of (see `unscaled_peaks`); flip and scales do not count here."""
+        return unscaled_peaks(self.decoder.peaks(self(images, training=False)), scale)
 
     def _views(self, images, factor):
         """What may be an object at that size, and in the mirror image: a list of the decoder's candidates."""
