@@ -10,7 +10,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from tfdet import runs, training
+from tfdet import CenterNetPose, runs, training
 from tfdet.errors import TfdetError
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -75,7 +75,9 @@ def test_the_best_model_is_on_the_disk_before_a_checkpoint_says_so(checkpoints, 
     assert saved == ["best.keras", "epoch-00002.keras", "epoch-00003.keras"]
 
 
-def test_of_a_detector_of_keypoints_theirs_decide(checkpoints, tmp_path, monkeypatch):
+def test_the_detector_says_which_figure_decides(checkpoints, tmp_path, monkeypatch):
+    assert (checkpoints.model.main_figure, CenterNetPose.main_figure) == ("AP", "keypoint_AP")
+    monkeypatch.setattr(type(checkpoints.model), "main_figure", "keypoint_AP")
     monkeypatch.setattr(checkpoints, "_save", lambda path: saved.append(path.name))
     checkpoints.best, bests = float("-inf"), []
     for epoch, figures in enumerate([(0.9, 0.1), (0.1, 0.2), (0.95, 0.15)]):
@@ -83,6 +85,8 @@ def test_of_a_detector_of_keypoints_theirs_decide(checkpoints, tmp_path, monkeyp
         checkpoints.on_epoch_end(epoch, dict(zip(("val_AP", "val_keypoint_AP"), figures, strict=True)))
         bests.append("best.keras" in saved)
     assert bests == [True, True, False] and checkpoints.best == 0.2
+    checkpoints.on_epoch_end(3, {"val_AP": 0.3})  # of a data set without them
+    assert checkpoints.best == 0.3
 
 
 def test_only_the_last_two_checkpoints_are_kept(checkpoints, tmp_path):

@@ -76,9 +76,9 @@ def write_settings(settings, path):
 
 
 class Checkpoints(keras.callbacks.Callback):
-    """After each epoch: a checkpoint to go on from, and best.keras whenever AP is better than ever before.
+    """After each epoch: a checkpoint to go on from, and best.keras whenever the main figure is better than ever before.
 
-    That is val_keypoint_AP where there is one, else val_AP.
+    That is val_AP, or another figure that the model names (see Detector) and that there is.
 
     Both are whole .keras models with their optimizer (so with its step, from which schedule and shuffle position
     follow). A file gets its name only when it is complete and on the disk: one that was half written when the power
@@ -93,7 +93,7 @@ class Checkpoints(keras.callbacks.Callback):
         self.best = max((_best_so_far(path) for path in _checkpoints(folder)[-1:]), default=float("-inf"))
 
     def on_epoch_end(self, epoch, logs=None):
-        figure = logs.get("val_keypoint_AP", logs["val_AP"])
+        figure = logs.get(f"val_{self.model.main_figure}", logs["val_AP"])
         improved = figure > self.best
         self.best = max(self.best, figure)
         (self.folder / "checkpoints").mkdir(exist_ok=True)
@@ -169,6 +169,13 @@ def report(model, test, folder, examples=8):
     return figures
 
 
+# Of recipes that need more than boxes
+OWN_DATA = {
+    "centernet_pose": "coco_keypoints:DIR   your photographs",
+    "extremenet": "coco_masks:DIR   your photographs",
+}
+
+
 def say_what_was_made(settings, recipe, test, figures, folder):
     """The last lines of a run: how good, what lies where, and what to type next."""
     shapes = settings.data == "shapes"
@@ -183,7 +190,5 @@ def say_what_was_made(settings, recipe, test, figures, folder):
     print("Next:")
     print(f"  python -m tfdet predict photo.jpg --model {folder}/best.keras")
     if shapes:
-        own = "csv:boxes.csv   your photographs: path,x1,y1,x2,y2,label"
-        if "keypoint_AP" in figures:
-            own = "coco_keypoints:DIR   your photographs"
+        own = OWN_DATA.get(recipe, "csv:boxes.csv   your photographs: path,x1,y1,x2,y2,label")
         print(f"  python -m tfdet.recipes.{recipe} --data {own}")

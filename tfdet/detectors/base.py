@@ -68,6 +68,7 @@ class Detector(keras.Model):
         """Nothing: calling the layers builds them. (Keras' own build() warns of layers that are not built yet.)"""
 
     wants_crowds = False  # whether the encoder takes crowd regions, as boxes with the label -1
+    main_figure = "AP"  # of those of `tfdet.evaluate`: by which a recipe knows its best model
     keypoint_names = ()  # of those it finds of each object; then `augmentation` and `encode` take keypoints as well
 
     def encode(self, image, boxes, labels, seed):

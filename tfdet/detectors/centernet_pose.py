@@ -184,6 +184,8 @@ class CenterNetPose(Detector):
         TfdetError: as CenterNet, or the name of a keypoint has no counterpart.
     """
 
+    main_figure = "keypoint_AP"
+
     def __init__(
         self,
         backbone,
