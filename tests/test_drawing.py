@@ -287,6 +287,16 @@ def test_what_is_not_shown_is_not_drawn():
     assert not changed(drawing.draw_keypoints(grey(300, 300), PLACES[:0], np.ones((0, 5), bool), BODY)).any()
 
 
+def test_extreme_points_are_an_octagon():
+    points = np.float32([[(140, 20), (60, 140), (180, 260), (220, 100)]])  # in a box of 160 x 240
+    drawn = drawing.draw_keypoints(grey(300, 300), points, np.ones((1, 4), bool), EXTREME_POINTS)
+    for place in ((130, 20), (60, 160), (165, 260), (220, 120), (90, 65)):  # on the edges; half way down a corner
+        assert drawn.getpixel(place) == MIDDLE
+    assert drawn.getpixel((60, 140)) == LEFT and drawn.getpixel((220, 100)) == RIGHT
+    shown = np.array([[True, True, False, True]])
+    assert drawing.draw_keypoints(grey(300, 300), points, shown, EXTREME_POINTS).getpixel((130, 20)) == GREY
+
+
 def test_skeletons_beside_each_other():
     keypoints = np.pad(PLACES, [(0, 0), (0, 0), (0, 1)], constant_values=2)
     keypoints[0, 0, 2] = 0

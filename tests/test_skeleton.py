@@ -38,7 +38,7 @@ def test_the_limbs_are_those_of_coco():
     limbs = {frozenset(pair) for pair in skeleton.limbs(skeleton.PERSON)}
     assert limbs == {frozenset((a - 1, b - 1)) for a, b in SKELETON}
     assert skeleton.limbs(("left_knee", "right_knee", "left_ankle")) == ((0, 2),)
-    assert len(skeleton.limbs(("top", "left", "bottom", "right"))) == 4
+    assert skeleton.limbs(skeleton.EXTREME_POINTS) == ()
 
 
 def test_a_name_without_a_counterpart():

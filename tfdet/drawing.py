@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
-from tfdet import skeleton
+from tfdet import extreme_points, skeleton
 from tfdet.data.dataset import Example
 from tfdet.inference import Detections
 
@@ -83,6 +83,8 @@ def draw_boxes(image, boxes, labels, class_names: Sequence[str], scores=None, co
 def draw_keypoints(image, keypoints, shown, names: Sequence[str]) -> Image.Image:
     """A copy of the image with a dot for each keypoint and a line for each limb; left is blue, right is pink.
 
+    Of extreme points the octagon is drawn that they stand for, if all four are shown.
+
     Args:
         image: PIL image or uint8 [H, W, 3].
         keypoints: [K, J, 2] x, y in pixels. shown: bool [K, J]; a limb is drawn if both of its ends are.
@@ -93,7 +95,11 @@ def draw_keypoints(image, keypoints, shown, names: Sequence[str]) -> Image.Image
     line = max(2, round((image.width * image.height) ** 0.5 / 180))
     sides = [skeleton.side(name) for name in names]
     limbs = [(a, b, _of_limb(sides[a], sides[b])) for a, b in skeleton.limbs(names)]
+    of_outlines = tuple(names) == skeleton.EXTREME_POINTS
     for points, visible in zip(np.asarray(keypoints).tolist(), np.asarray(shown).tolist(), strict=True):
+        if of_outlines and all(visible):
+            outline = extreme_points.octagons(points).ravel().tolist()
+            draw.polygon(outline, outline=SIDE_COLORS[""], width=line)
         for a, b, side in limbs:
             if visible[a] and visible[b]:
                 draw.line((*points[a], *points[b]), fill=SIDE_COLORS[side], width=line)

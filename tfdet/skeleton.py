@@ -13,11 +13,10 @@ PERSON += ("left_ankle", "right_ankle")
 # Where an object reaches its box: ExtremeNet's, in its order (see tfdet.extreme_points).
 EXTREME_POINTS = ("top", "left", "bottom", "right")
 
-# Lines of a drawing: COCO's skeleton, one side of it for both, and an outline of extreme points.
+# Lines of a drawing: COCO's skeleton, one side of it for both.
 ACROSS = (("eye", "eye"), ("shoulder", "shoulder"), ("hip", "hip"))
 ALONG = (("nose", "eye"), ("eye", "ear"), ("ear", "shoulder"), ("shoulder", "elbow"), ("elbow", "wrist"))
 ALONG += (("shoulder", "hip"), ("hip", "knee"), ("knee", "ankle"))
-OUTLINE = (("top", "left"), ("left", "bottom"), ("bottom", "right"), ("right", "top"))
 
 # COCO's sigmas: how far apart two annotators put the keypoint, in units of the square root of the object's area
 # (cocodataset.org, keypoints evaluation). Others count as COCO's do on the average.
@@ -50,7 +49,7 @@ def side(name):
 
 def limbs(names):
     """The pairs of keypoints (indices) that a drawing joins."""
-    pairs = [(f"left_{a}", f"right_{b}") for a, b in ACROSS] + list(OUTLINE)
+    pairs = [(f"left_{a}", f"right_{b}") for a, b in ACROSS]
     for one in ("left", "right"):
         pairs += [tuple(name if name == "nose" else f"{one}_{name}" for name in pair) for pair in ALONG]
     return tuple((names.index(a), names.index(b)) for a, b in pairs if a in names and b in names)
