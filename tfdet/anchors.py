@@ -235,15 +235,6 @@ class AnchorPyramid:
             return tuple(generator(size) for generator, size in maps)
         return tuple(generator((h, w), (padded_height // h, padded_width // w)) for generator, (h, w) in maps)
 
-    def inside(self, anchors, height, width, whole=False):
-        """bool [N]: is the centre of each anchor, or the whole of it, on the image and not on its padding?"""
-        x1, y1, x2, y2 = ops.unstack(anchors, 4, axis=-1)
-        if not whole:
-            x1 = x2 = (x1 + x2) / 2
-            y1 = y2 = (y1 + y2) / 2
-        width, height = ops.cast(width, "float32"), ops.cast(height, "float32")
-        return (x1 >= 0) & (y1 >= 0) & (x2 <= width) & (y2 <= height)
-
     def split(self, values, height, width):
         """One value for each anchor of an image of that size, [N, ...] -> a tuple of maps [H, W, A, ...].
 
@@ -276,3 +267,17 @@ class AnchorPyramid:
         strides = ops.array([[generator.stride] for generator in self.generators], padded[0].dtype)
         sizes = -(-ops.stack(padded) // strides)
         return [tuple(ops.unstack(size, 2)) for size in ops.unstack(sizes, len(self.generators))]
+
+
+def inside(anchors, height, width, whole=False):
+    """bool: is the centre of each anchor, or the whole of it, on the image and not on its padding?
+
+    Args:
+        anchors: [..., 4] xyxy pixels; height, width: of the image, of any shape that goes with [...].
+    """
+    x1, y1, x2, y2 = ops.unstack(anchors, 4, axis=-1)
+    if not whole:
+        x1 = x2 = (x1 + x2) / 2
+        y1 = y2 = (y1 + y2) / 2
+    width, height = ops.cast(width, "float32"), ops.cast(height, "float32")
+    return (x1 >= 0) & (y1 >= 0) & (x2 <= width) & (y2 <= height)

@@ -318,11 +318,22 @@ def test_deltas_are_decoded_and_boxes_clipped_to_each_image():
         "class_logits": (np.full((2, 1, 1), 2, "float32"),),
         "box_deltas": (np.float32([[(0.5, 0, np.log(2), 0)], [(0, -2, 0, np.log(3))]]),),
         "anchors": (np.float32([(20, 20, 60, 60)]),),
-        "sizes": np.float32([(50, 70), (90, 30)]),
+        "sizes": np.float32([(50, 70), (90, 50)]),
     }
     found = RetinaNetDecoder(DeltaXYWH())(outputs)
-    np.testing.assert_allclose(found["boxes"][:, 0], [(20, 20, 70, 50), (20, 0, 30, 20)], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(found["boxes"][:, 0], [(20, 20, 70, 50), (20, 0, 50, 20)], rtol=1e-5, atol=1e-4)
     np.testing.assert_array_equal(found["num_detections"], [1, 1])
+
+
+@pytest.mark.parametrize(("size", "found"), [((40, 40), True), ((39, 60), False), ((60, 39), False)])
+def test_an_anchor_beside_the_image_finds_nothing(size, found):
+    outputs = {
+        "class_logits": (np.full((1, 1, 1), 2, "float32"),),
+        "box_deltas": (np.zeros((1, 1, 4), "float32"),),
+        "anchors": (np.float32([(20, 20, 60, 60)]),),
+        "sizes": np.float32([size]),
+    }
+    np.testing.assert_array_equal(RetinaNetDecoder(DeltaXYWH())(outputs)["num_detections"], [found])
 
 
 @pytest.mark.parametrize("pre_nms", [1, 4, 10, 100])

@@ -17,7 +17,7 @@ from keras import ops
 
 from tfdet import assigners, backbones, losses, nms, rois
 from tfdet import boxes as box_ops
-from tfdet.anchors import AnchorGenerator, AnchorPyramid
+from tfdet.anchors import AnchorGenerator, AnchorPyramid, inside
 from tfdet.assigners import IGNORED, NEGATIVE
 from tfdet.coders import DeltaXYWH
 from tfdet.data.transforms import RandomShortSide
@@ -144,7 +144,7 @@ class FasterRCNNTargetEncoder:
         boxes, labels = ops.cast(boxes, "float32"), ops.cast(labels, "int32")
         anchors = ops.concatenate(self.pyramid(height, width))
         # An anchor that lies outside cannot be the best of any object, and is ignored.
-        usable = self.pyramid.inside(anchors, height, width, whole=not self.crossing)
+        usable = inside(anchors, height, width, whole=not self.crossing)
         reachable = ops.where(usable[:, None], anchors, 0.0)
         matched = assigners.max_iou(reachable, boxes, pos_iou=0.7, neg_iou=0.3, min_pos_iou=0.3, crowd=labels < 0)
         positive, negative = self.sampler(ops.where(usable, matched, IGNORED), seed)

@@ -16,7 +16,7 @@ from keras import ops
 
 from tfdet import assigners, backbones, losses, nms
 from tfdet import boxes as box_ops
-from tfdet.anchors import AnchorGenerator, AnchorPyramid, per_anchor
+from tfdet.anchors import AnchorGenerator, AnchorPyramid, inside, per_anchor
 from tfdet.assigners import IGNORED
 from tfdet.coders import DeltaXYWH
 from tfdet.data.transforms import RandomShortSide
@@ -88,7 +88,7 @@ class RetinaNetTargetEncoder:
         boxes, labels = ops.cast(boxes, "float32"), ops.cast(labels, "int32")
         anchors = ops.concatenate(self.pyramid(height, width))
         # An anchor on the padding cannot be the best of any object, and is ignored.
-        usable = self.pyramid.inside(anchors, height, width)
+        usable = inside(anchors, height, width)
         reachable = ops.where(usable[:, None], anchors, 0.0)
         matched = assigners.max_iou(reachable, boxes, self.pos_iou, self.neg_iou, crowd=labels < 0)
         matched = ops.where(usable, matched, IGNORED)
@@ -134,15 +134,17 @@ class RetinaNetDecoder:
     def __call__(self, outputs):
         """The network's outputs -> detections in pixels of the fed image (see Detector)."""
         levels = zip(outputs["class_logits"], outputs["box_deltas"], outputs["anchors"], strict=True)
-        candidates = [self._candidates(*level) for level in levels]
-        boxes, scores = (ops.concatenate(parts, axis=1) for parts in zip(*candidates, strict=True))
         heights, widths = ops.unstack(outputs["sizes"][:, None, :], 2, axis=-1)
+        candidates = [self._candidates(*level, heights, widths) for level in levels]
+        boxes, scores = (ops.concatenate(parts, axis=1) for parts in zip(*candidates, strict=True))
         boxes = box_ops.clip(boxes, heights, widths)
         every = ops.shape(boxes)[1]
         return nms.multiclass_nms(boxes, scores, self.iou_threshold, self.score_threshold, every, self.keep)
 
-    def _candidates(self, logits, deltas, anchors):
+    def _candidates(self, logits, deltas, anchors, heights, widths):
         """Boxes [B, K, 4] and scores [B, K, C] of a level's best anchors; all but its best K scores are 0."""
+        # What lies beside the image was ignored in training and may say anything.
+        logits = ops.where(inside(anchors, heights, widths)[..., None], logits, float("-inf"))
         best, logits = nms.best_pairs(logits, self.pre_nms)
         deltas = ops.take_along_axis(deltas, best[..., None], axis=1)
         return self.coder.decode(ops.take(anchors, best, axis=0), deltas), ops.sigmoid(logits)
