@@ -88,7 +88,7 @@ def two_replicas():
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def seeded():
     """A function (name of a PyTorch tensor, its shape) -> numbers that depend on nothing else.
 

@@ -28,6 +28,8 @@ from tfdet.detectors.cornernet import CornerNet, cornernet
 from tfdet.detectors.extremenet import ExtremeNet, extremenet
 from tfdet.detectors.faster_rcnn import FasterRCNN, faster_rcnn_fpn, faster_rcnn_vgg16
 from tfdet.detectors.fcos import FCOS, fcos
+from tfdet.detectors.mtcnn import MTCNN, mtcnn
+from tfdet.detectors.mtcnn_original import mtcnn_original
 from tfdet.detectors.retinanet import RetinaNet, retinanet
 from tfdet.detectors.ssd import SSD, ssd300, ssd512
 from tfdet.distribution import strategy_scope
@@ -38,6 +40,7 @@ from tfdet.serving import export
 
 __all__ = [
     "FCOS",
+    "MTCNN",
     "SSD",
     "CenterNet",
     "CenterNetPose",
@@ -69,6 +72,8 @@ __all__ = [
     "in_bfloat16",
     "load_dataset",
     "losses",
+    "mtcnn",
+    "mtcnn_original",
     "necks",
     "nms",
     "retinanet",

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress, track
 from rich.table import Table
 
-from tfdet import checking, client, commandline, drawing, evaluation, inference, serving, skeleton
+from tfdet import alignment, checking, client, commandline, drawing, evaluation, inference, serving, skeleton
 from tfdet.data import load_dataset, split_names
 from tfdet.data.convert import write_shards
 from tfdet.data.images import load_image
@@ -47,7 +47,8 @@ class CheckData:
     """
 
     data: str
-    """The data: coco:DIR, coco_keypoints:DIR, coco_masks:DIR, voc:DIR, csv:FILE, tfrecord:DIR or shapes."""
+    """The data: coco:DIR, coco_keypoints:DIR, coco_masks:DIR, voc:DIR, csv:FILE, wider_face:DIR, landmarks:FILE,
+    dlib:DIR, tfrecord:DIR or shapes."""
     split: tuple[str, ...] = ()
     """Splits to check; by default all that there are."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "data-check"
@@ -66,6 +67,8 @@ class Predict(Trained):
     """Draw and write only detections with at least this score."""
     peaks: bool = False
     """Detectors of heatmaps: draw, as NAME_peaks.jpg, also the points that the boxes were made of."""
+    align: bool = False
+    """MTCNN: also write each face upright, in one size, with its landmarks in one place, into the folder aligned."""
     batch_size: int = 8
     """Images at a time."""
 
@@ -75,7 +78,8 @@ class Evaluate(Trained):
     """Measure a model on a split of a data set: COCO's figures and VOC AP, of all and of every class."""
 
     data: str
-    """The data: coco:DIR, coco_keypoints:DIR, coco_masks:DIR, voc:DIR, csv:FILE, tfrecord:DIR or shapes."""
+    """The data: coco:DIR, coco_keypoints:DIR, coco_masks:DIR, voc:DIR, csv:FILE, wider_face:DIR, landmarks:FILE,
+    dlib:DIR, tfrecord:DIR or shapes."""
     split: str = "val"
     """Split of the data."""
     on_error: Literal["raise", "skip"] = "raise"
@@ -127,7 +131,8 @@ class Convert:
     """Write a data set as TFRecord shards, of the form that the TensorFlow Object Detection API reads and writes."""
 
     data: str
-    """The data: coco:DIR, coco_keypoints:DIR, coco_masks:DIR, voc:DIR, csv:FILE, tfrecord:DIR or shapes."""
+    """The data: coco:DIR, coco_keypoints:DIR, coco_masks:DIR, voc:DIR, csv:FILE, wider_face:DIR, landmarks:FILE,
+    dlib:DIR, tfrecord:DIR or shapes."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
     """Folder for the shards and label_map.pbtxt; --data tfrecord:FOLDER then reads it."""
     split: tuple[str, ...] = ()
@@ -188,6 +193,8 @@ def predict(arguments):
     model = load_model(arguments)
     if arguments.peaks and not hasattr(model, "peaks"):
         raise TfdetError(f"--peaks: {model.name} has none to show: its boxes are not made of peaks of heatmaps")
+    if arguments.align and model.keypoint_names != skeleton.FACE:
+        raise TfdetError(f"{arguments.model}: --align needs a detector of faces with landmarks")
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
     detections = inference.detect_files(model, files, arguments.batch_size, verbose=1)
@@ -199,6 +206,8 @@ def predict(arguments):
             found = found.where(found.scores >= arguments.min_score)
             picture = drawing.draw_peaks(load_image(str(file)), own, found, arguments.min_score)
             picture.save(output / name, quality=95)
+    if arguments.align:
+        write_aligned(output / "aligned", files, detections, arguments.min_score)
 
 
 def ask_server(arguments):
@@ -271,6 +280,15 @@ def write_predictions(output, files, detections, class_names, min_score, keypoin
     found = {"images": images, "categories": categories, "annotations": annotations}
     (output / "detections.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"{len(annotations)} objects in {len(files)} images: {output}/ holds the pictures and detections.json")
+
+
+def write_aligned(folder, files, detections, min_score):
+    """Each face that scores at least `min_score` as a picture of its own, photo-1.png for the best of photo.jpg."""
+    folder.mkdir(exist_ok=True)
+    for name, file, found in zip(drawn_names(files), files, detections, strict=True):
+        image, found = load_image(str(file)), found.where(found.scores >= min_score)
+        for number, landmarks in enumerate(found.keypoints, 1):
+            alignment.aligned(image, landmarks).save(folder / f"{Path(name).stem}-{number}.png")
 
 
 def evaluate(arguments):

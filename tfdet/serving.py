@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from tfdet.data.images import decode
-from tfdet.errors import require_tensorflow
+from tfdet.errors import TfdetError, require_tensorflow
 
 # Sizes of the warm-up batches: those that the README's batching settings allow.
 BATCH_SIZES = (1, 2, 4, 8)
@@ -69,8 +69,10 @@ def export_raw(detector, folder, version=1):
 
     Its only signature, serving_default, takes `images` float32 [B, h, w, 3], RGB 0..255, as the detector is fed them
     (resized by `detector.resizer`); it gives the raw outputs, which `detector.decoder` turns into detections. Raises
-    and returns as `export`.
+    and returns as `export`; a TfdetError also where there are no raw outputs (MTCNN).
     """
+    if detector.decoder is None:
+        raise TfdetError(f"{detector.name} has no raw outputs: its networks look at what the one before them found")
 
     def outputs(images):
         return detector(images, training=False)

@@ -13,7 +13,10 @@ PERSON += ("left_ankle", "right_ankle")
 # Where an object reaches its box: ExtremeNet's, in its order (see tfdet.extreme_points).
 EXTREME_POINTS = ("top", "left", "bottom", "right")
 
-# Lines of a drawing: COCO's skeleton, one side of it for both.
+# MTCNN's five landmarks of a face, left being the viewer's; the corners of the mouth.
+FACE = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
+
+# Lines of a drawing: COCO's skeleton, one side of it for both, and a mouth.
 ACROSS = (("eye", "eye"), ("shoulder", "shoulder"), ("hip", "hip"))
 ALONG = (("nose", "eye"), ("eye", "ear"), ("ear", "shoulder"), ("shoulder", "elbow"), ("elbow", "wrist"))
 ALONG += (("shoulder", "hip"), ("hip", "knee"), ("knee", "ankle"))
@@ -49,7 +52,7 @@ def side(name):
 
 def limbs(names):
     """The pairs of keypoints (indices) that a drawing joins."""
-    pairs = [(f"left_{a}", f"right_{b}") for a, b in ACROSS]
+    pairs = [(f"left_{a}", f"right_{b}") for a, b in ACROSS] + [("mouth_left", "mouth_right")]
     for one in ("left", "right"):
         pairs += [tuple(name if name == "nose" else f"{one}_{name}" for name in pair) for pair in ALONG]
     return tuple((names.index(a), names.index(b)) for a, b in pairs if a in names and b in names)

@@ -7,6 +7,7 @@ PyTorch is not needed. A PyTorch file holds a pickle, and a pickle may name any 
 few names that a dictionary of tensors needs are let through, everything else is refused before it runs.
 """
 
+import io
 import math
 import pickle
 import struct
@@ -19,24 +20,30 @@ import keras
 import numpy as np
 import safetensors
 
+from . import joblib_pickle
 from .deformable import DeformableConv2D
 from .errors import WeightsError
+from .prelu import PReLU
 from .upsampling import DepthwiseConv2DTranspose
 
 
-def read_state_dict(path):
+def read_state_dict(path, source=None):
     """Reads the arrays of a checkpoint. The kind of file is told by its content, not by its name.
 
     Reads PyTorch files (the zip format and the older one; a state dict may lie under "state_dict" or "model", and a
-    "module." before every name, left by DataParallel, is dropped), safetensors, `.npz`, Keras `.weights.h5` and `.h5`.
+    "module." before every name, left by DataParallel, is dropped), safetensors, `.npz`, Keras `.weights.h5` and `.h5`,
+    and a list of arrays written by joblib with LZ4.
 
+    Args:
+        path: of the file; or its content as bytes, and `source` is what messages call it.
     Returns: a dict from name to array. Half precision and bfloat16 come back as float32. The arrays of Keras files are
-        named "layer/0", "layer/1", ... in the order of `layer.get_weights()`.
+        named "layer/0", "layer/1", ... in the order of `layer.get_weights()`, those of a list "0", "1", ...
     Raises: WeightsError, naming the file, when it is missing, truncated, not a checkpoint, or a pickle that asks for
         anything but tensors.
     """
+    content, path = path, source or path
     try:
-        with open(path, "rb") as file:
+        with io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb") as file:
             start = file.read(9)
             file.seek(0)
             if start[8:] == b"{":  # eight bytes of length, which may look like anything, then JSON
@@ -45,10 +52,12 @@ def read_state_dict(path):
                 arrays = _read_zip(file, path)
             elif start[:8] == b"\x89HDF\r\n\x1a\n":
                 arrays = _read_hdf5(file)
+            elif start[:4] == joblib_pickle.MAGIC:
+                arrays = {str(i): array for i, array in enumerate(joblib_pickle.read_arrays(file.read(), path))}
             elif start[:1] == b"\x80":  # the opcode every pickle since protocol 2 starts with
                 arrays = _read_legacy_torch(file, path)
             else:
-                raise WeightsError(f"{path}: not a checkpoint: neither PyTorch, safetensors, npz nor HDF5")
+                raise WeightsError(f"{path}: not a checkpoint: neither PyTorch, safetensors, npz, HDF5 nor joblib's")
     except WeightsError:
         raise
     except FileNotFoundError:
@@ -79,7 +88,7 @@ def load_torch(pairs, state, source, ignore=()):
     Args:
         pairs: list of (built Keras layer, name of the PyTorch module). The layer's class tells how the axes are moved:
             Conv2D OIHW -> HWIO, Conv2DTranspose IOHW -> HWOI, DepthwiseConv2D C1HW -> HWC1, those of tfdet alike,
-            Dense [out, in] -> [in, out], BatchNormalization and GroupNormalization as they are.
+            Dense [out, in] -> [in, out], BatchNormalization, GroupNormalization and PReLU as they are.
         state: dict from name to array, as `read_state_dict` gives it.
         source: the file's name, for the error.
         ignore: prefix, or tuple of prefixes, of the names that may be left unused.
@@ -125,6 +134,8 @@ def _torch_tensors(layer):
         names = [(layer.gamma, "weight"), (layer.beta, "bias")]
         names += [(layer.moving_mean, "running_mean"), (layer.moving_variance, "running_var")]
         return [(variable, name, None) for variable, name in names]
+    if isinstance(layer, PReLU):
+        return [(layer.alpha, "weight", None)]
     if isinstance(layer, keras.layers.GroupNormalization):
         return [(layer.gamma, "weight", None), (layer.beta, "bias", None)]
     if type(layer) not in _TORCH_AXES:

@@ -14,7 +14,7 @@ from tfdet.errors import DataError
             "pickle:somewhere",
             [
                 "pickle:somewhere",
-                "expected coco:DIR, coco_keypoints:DIR, coco_masks:DIR, voc:DIR, csv:FILE, tfrecord:GLOB or shapes",
+                "expected coco:DIR, coco_keypoints:DIR, coco_masks:DIR, voc:DIR, csv:FILE, wider_face:DIR, ",
             ],
         ),
         ("nothing", ['"nothing"', "expected coco:DIR"]),
@@ -25,6 +25,8 @@ from tfdet.errors import DataError
         ("voc:no/such,neither", ["no/such", "no such folder"]),
         ("voc:,", ["voc:,"]),
         ("csv:no/such.csv", ["no/such.csv", "no such file"]),
+        ("wider_face:no/such/folder", ["no/such/folder", "no such folder"]),
+        ("dlib:", ["dlib:", "expected coco:DIR"]),
         ("shapes:big", ["shapes:big"]),
     ],
 )

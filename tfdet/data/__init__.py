@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from tfdet.data import coco, csv, tfrecord, voc
+from tfdet.data import coco, csv, dlib, landmark_list, tfrecord, voc, wider_face
 from tfdet.data.dataset import Dataset, Example
 from tfdet.data.shapes import SPLITS, shapes
 from tfdet.data.validation import Problems, without_unreadable
@@ -22,8 +22,9 @@ def load_dataset(spec, split="train", on_error="raise"):
 
     Args:
         spec: "coco:DIR", "coco_keypoints:DIR" (people and their joints), "coco_masks:DIR" (objects with their masks and
-            extreme points), "voc:DIR" (or "voc:DIR,DIR", joined), "csv:FILE", "tfrecord:DIR" or "tfrecord:GLOB" (see
-            `tfrecord.read_tfrecord`), or "shapes" (generated).
+            extreme points), "voc:DIR" (or "voc:DIR,DIR", joined), "csv:FILE", "wider_face:DIR", "landmarks:FILE" (faces
+            with five landmarks, see `landmark_list`), "dlib:DIR" (its splits are the XML files), "tfrecord:DIR" or
+            "tfrecord:GLOB" (see `tfrecord.read_tfrecord`), or "shapes" (generated).
         split: "train", "val", "test", or whatever else the data set calls its splits.
         on_error: "raise" stops at the first box or image that cannot be used; "skip" leaves it out and adds a line to
             `Dataset.skipped`.
@@ -71,11 +72,23 @@ def _reader(spec):
         case "csv" if where:
             file = Path(where).expanduser()
             return partial(csv.read_csv, file), partial(csv.split_names, file)
+        case "wider_face" if where:
+            folder = Path(where).expanduser()
+            return partial(wider_face.read_wider_face, folder), partial(wider_face.split_names, folder)
+        case "landmarks" if where:
+            file = Path(where).expanduser()
+            return partial(landmark_list.read_landmark_list, file), partial(landmark_list.split_names, file)
+        case "dlib" if where:
+            folder = Path(where).expanduser()
+            return partial(dlib.read_dlib, folder), partial(dlib.split_names, folder)
         case "tfrecord" if where:
             return partial(tfrecord.read_tfrecord, where), partial(tfrecord.split_names, where)
         case "shapes" if not where:
             return lambda split, problems: shapes(split), lambda: tuple(SPLITS)
-    kinds = "coco:DIR, coco_keypoints:DIR, coco_masks:DIR, voc:DIR, csv:FILE, tfrecord:GLOB or shapes"
+    kinds = (
+        "coco:DIR, coco_keypoints:DIR, coco_masks:DIR, voc:DIR, csv:FILE, wider_face:DIR, landmarks:FILE, dlib:DIR, "
+    )
+    kinds += "tfrecord:GLOB or shapes"
     raise DataError(f'data set "{spec}": expected {kinds}')
 
 
