@@ -58,10 +58,10 @@ DETECTORS = [
         1e-3,
         120,
     ),
-    Row("centernet", lambda class_names: tfdet.centernet(class_names, "resnet_slim_up", side=128), steps=120),
+    Row("centernet", lambda class_names: tfdet.centernet(class_names, "resnet_slim_up", side=256), steps=120),
     Row(
         "centernet_pose",
-        lambda class_names: CenterNetPose(tfdet.backbones.resnet_slim_up(), class_names, KEYPOINTS, 128),
+        lambda class_names: CenterNetPose(tfdet.backbones.resnet_slim_up(), class_names, KEYPOINTS, 256),
         steps=120,
     ),
     Row("cornernet", lambda class_names: tfdet.cornernet(class_names, "resnet_slim_up", side=128)),
