@@ -101,8 +101,7 @@ def test_predict_draws_and_writes_keypoints(photos, tmp_path, capsys):
     flags = ["--model", str(tmp_path / "pose.keras"), "-o", str(output), "--min-score", "0.08"]
     main(["predict", str(photos / "a.jpg"), *flags])
     found = json.loads((output / "detections.json").read_text())
-    skeleton = [[1, 2], [2, 3], [3, 4], [4, 1]]
-    assert all(one["keypoints"] == list(names) and one["skeleton"] == skeleton for one in found["categories"])
+    assert all(one["keypoints"] == list(names) and one["skeleton"] == [] for one in found["categories"])
     (expected,) = tfdet.detect_files(detector, [photos / "a.jpg"])
     assert len(found["annotations"]) == (expected.scores >= 0.08).sum() > 0
     for i, one in enumerate(found["annotations"]):

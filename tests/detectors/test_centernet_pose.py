@@ -289,10 +289,10 @@ def test_maps_and_training_batches(small, make_dataset):
 
 
 def test_validation_batches_scale_keypoints(small, make_dataset):
-    """Half way from the middle of a box to its corners, in an image that becomes half as large."""
+    """The middles of the sides of a box, in an image that becomes half as large."""
     dataset = make_dataset((96, 128, [(16, 24, 80, 88)], [1]))
     _, targets = next(iter(tfdet.validation_batches(dataset, small, 1)))
-    np.testing.assert_array_equal(targets["joint_cells"][0, 0], [(5, 4), (5, 8), (9, 4), (9, 8)])
+    np.testing.assert_array_equal(targets["joint_cells"][0, 0], [(3, 6), (7, 2), (11, 6), (7, 10)])
 
 
 def test_other_keypoints_are_refused(small, make_dataset):
@@ -300,7 +300,7 @@ def test_other_keypoints_are_refused(small, make_dataset):
     people = centernet_pose(backbone=backbone(), side=64)
     assert people.class_names == ("person",) and len(people.keypoint_names) == 17
     for batches in (tfdet.training_batches, tfdet.validation_batches):
-        with pytest.raises(TfdetError, match=r"drawn has top_left, .*; centernet_pose learns nose, left_eye"):
+        with pytest.raises(TfdetError, match=r"drawn has top, left, .*; centernet_pose learns nose, left_eye"):
             batches(dataset, people, 1)
     with pytest.raises(TfdetError, match="keypoint left_eye: a mirror makes it right_eye, which there is not"):
         centernet_pose(1, backbone(), side=64, keypoint_names=("nose", "left_eye"))
@@ -317,7 +317,7 @@ def test_with_flip_the_mirror_image_has_the_mirrored_people(small):
     for pixels in (image, image[:, :, ::-1]):
         twice.detect(pixels, np.ones((1, 4), np.float32))
     one, other = ({name: np.array(value[-1]) for name, value in outputs.items()} for outputs in seen)
-    exchanged = [1, 0, 3, 2]
+    exchanged = [0, 3, 2, 1]
     np.testing.assert_allclose(
         one["joint_heatmap"][0], other["joint_heatmap"][0, :, ::-1, exchanged].transpose(1, 2, 0), atol=1e-5
     )

@@ -45,12 +45,12 @@ def test_which_detector_is_built(monkeypatch, make_dataset):
     assert float(model.optimizer.learning_rate) == 0.5
 
 
-FLAGS = ["--backbone", "hourglass_slim", "--backbone-weights", "none", "--side", "63", "--batch-size", "2"]
+FLAGS = ["--backbone", "resnet_slim_up", "--backbone-weights", "none", "--side", "63", "--batch-size", "2"]
 FLAGS += ["--steps", "2", "--warmup-steps", "1", "--drops"]
 
 WRONG = {
     "a side that the network cannot take": (["--side", "100"], "multiple of 32, or one pixel less"),
-    "weights for a network from nothing": (["--backbone-weights", "some.pth"], "hourglass_slim has no published"),
+    "weights for a network from nothing": (["--backbone-weights", "some.pth"], "resnet_slim_up has no published"),
 }
 
 

@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-FLAGS = ["--backbone", "hourglass_slim", "--backbone-weights", "none", "--side", "63", "--test-size", "side"]
+FLAGS = ["--backbone", "resnet_slim_up", "--backbone-weights", "none", "--side", "63", "--test-size", "side"]
 FLAGS += ["--batch-size", "2", "--steps", "2", "--warmup-steps", "1", "--drops"]
 
 
