@@ -62,6 +62,21 @@ class Settings:
     """Of weights, order and augmentation."""
 
 
+@dataclasses.dataclass(frozen=True)
+class PointSettings(Settings):
+    """Settings that the recipes of CenterNet, CornerNet and ExtremeNet have beside these."""
+
+    backbone_weights: str | None = None
+    """Weights of the network: none, a file (a released checkpoint, or torchvision's state dict of the ResNet), or, of
+    MobileNetV2, imagenet."""
+    side: int | None = None
+    """Training crops squares of so many pixels a side."""
+    test_size: Literal["own", "side"] | None = None
+    """Detect in images of their own size, or make the long side `side` first."""
+    weights: str | None = None
+    """Start from these weights of the whole detector: a released checkpoint."""
+
+
 def load_splits(settings):
     """The training, validation and test Datasets of the settings; says what was left out of them."""
     names = (settings.train_split, settings.val_split, settings.test_split or settings.val_split)

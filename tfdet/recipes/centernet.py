@@ -17,7 +17,7 @@ from tfdet.detectors.originals import centernet_original
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(training.Settings):
+class Settings(training.PointSettings):
     """Train CenterNet and leave a run folder: settings, checkpoints, best model, history, evaluation, pictures, export.
 
     Without any flag it trains a small network on a generated set of shapes, with --data csv:FILE MobileNetV2, and on
@@ -39,15 +39,6 @@ class Settings(training.Settings):
         | None
     ) = None
     """Network; mobilenet_v2_up is one for CPUs, resnet_slim_up trains from nothing on one."""
-    backbone_weights: str | None = None
-    """Weights of the network: none, a file (torchvision's state dict of the ResNet, or a released checkpoint), or, of
-    MobileNetV2, imagenet."""
-    side: int | None = None
-    """Training crops squares of so many pixels a side."""
-    test_size: Literal["own", "side"] | None = None
-    """Detect in images of their own size, or make the long side `side` first."""
-    weights: str | None = None
-    """Start from these weights of the whole detector: a released checkpoint."""
 
 
 # What follows from the data where the command line is silent.

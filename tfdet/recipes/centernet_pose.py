@@ -17,7 +17,7 @@ from tfdet.errors import TfdetError
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(training.Settings):
+class Settings(training.PointSettings):
     """Train CenterNet for poses and leave a run folder: settings, checkpoints, best model, history, evaluation,
     pictures, export.
 
@@ -30,15 +30,6 @@ class Settings(training.Settings):
         Literal["dla34", "hourglass104", "resnet18_dcn", "resnet101_dcn", "mobilenet_v2_up", "resnet_slim_up"] | None
     ) = None
     """Network; mobilenet_v2_up is one for CPUs, resnet_slim_up trains from nothing on one."""
-    backbone_weights: str | None = None
-    """Weights of the network: none, a file (a released checkpoint, or weights of ImageNet), or, of MobileNetV2,
-    imagenet."""
-    side: int | None = None
-    """Training crops squares of so many pixels a side."""
-    test_size: Literal["own", "side"] | None = None
-    """Detect in images of their own size, or make the long side `side` first."""
-    weights: str | None = None
-    """Start from these weights of the whole detector: a released checkpoint."""
 
 
 # What follows from the data where the command line is silent.

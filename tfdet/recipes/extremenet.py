@@ -7,47 +7,24 @@ It learns from outlines: --data must be one of the two. What was measured: recip
 """
 
 import dataclasses
-from typing import Literal
 
 from tfdet import commandline, skeleton, training
 from tfdet.detectors.extremenet import extremenet
 from tfdet.detectors.originals import extremenet_original
 from tfdet.errors import TfdetError
+from tfdet.recipes.cornernet import Backbone
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(training.Settings):
+class Settings(training.PointSettings):
     """Train ExtremeNet; leave a run folder: settings, checkpoints, best model, history, evaluation, pictures, export.
 
     Without any flag it trains a small network on a generated set of shapes, and with other data Hourglass-104 by the
     published schedule. Whatever is not given follows from the data.
     """
 
-    backbone: (
-        Literal[
-            "hourglass104",
-            "hourglass54",
-            "hourglass_slim",
-            "resnet18_dcn",
-            "resnet101_dcn",
-            "resnet18_up",
-            "resnet101_up",
-            "dla34",
-            "mobilenet_v2_up",
-            "resnet_slim_up",
-        ]
-        | None
-    ) = None
+    backbone: Backbone | None = None
     """Network; mobilenet_v2_up is one for CPUs, hourglass_slim and resnet_slim_up train from nothing on one."""
-    backbone_weights: str | None = None
-    """Weights of the network: none, a file (a released checkpoint, or torchvision's state dict of the ResNet), or, of
-    MobileNetV2, imagenet."""
-    side: int | None = None
-    """Training crops squares of so many pixels a side."""
-    test_size: Literal["own", "side"] | None = None
-    """Detect in images of their own size, or make the long side `side` first."""
-    weights: str | None = None
-    """Start from these weights of the whole detector: a released checkpoint."""
 
 
 # What follows from the data where the command line is silent.
