@@ -78,22 +78,24 @@ def write_settings(settings, path):
 class Checkpoints(keras.callbacks.Callback):
     """After each epoch: a checkpoint to go on from, and best.keras whenever the main figure is better than ever before.
 
-    That is val_AP, or another figure that the model names (see Detector) and that there is.
+    That is val_AP, or another figure that the model names (see Detector) and that there is; or what `figure` makes of
+    the logs, a number that is greater for better models.
 
     Both are whole .keras models with their optimizer (so with its step, from which schedule and shuffle position
     follow). A file gets its name only when it is complete and on the disk: one that was half written when the power
     went is never taken for a checkpoint. The last two checkpoints are kept.
 
-    Must follow `evaluation.Evaluation` among the callbacks.
+    Without `figure` it must follow `evaluation.Evaluation` among the callbacks.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, figure=None):
         super().__init__()
         self.folder = Path(folder)
+        self.figure = figure or (lambda logs: logs.get(f"val_{self.model.main_figure}", logs["val_AP"]))
         self.best = max((_best_so_far(path) for path in _checkpoints(folder)[-1:]), default=float("-inf"))
 
     def on_epoch_end(self, epoch, logs=None):
-        figure = logs.get(f"val_{self.model.main_figure}", logs["val_AP"])
+        figure = self.figure(logs)
         improved = figure > self.best
         self.best = max(self.best, figure)
         (self.folder / "checkpoints").mkdir(exist_ok=True)
@@ -153,9 +155,13 @@ def forget_history_after(folder, epochs):
         os.truncate(path, sum(map(len, kept)))  # needs no space, whereas a full disk would lose a file written anew
 
 
-def report(model, test, folder, examples=8):
-    """Evaluate on a Dataset, draw predictions beside ground truth, export; returns the figures."""
+def report(model, test, folder, examples=8, others=()):
+    """Evaluate on a Dataset, draw predictions beside ground truth, export; returns the figures.
+
+    others: Datasets that it is evaluated on as well; their figures are in the first one's, under their names.
+    """
     figures = evaluation.evaluate(model, test)
+    figures |= {other.name: evaluation.evaluate(model, other) for other in others}
     shown = dataclasses.replace(test, examples=test.examples[:examples])
     images = [load_image(example.image) for example in shown.examples]
     found = inference.detect(model, shown)

@@ -17,7 +17,7 @@ from tfdet.errors import TfdetError, require_tensorflow
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class CommonSettings:
     """Settings that every recipe has."""
 
     data: str = "shapes"
@@ -52,14 +52,20 @@ class Settings:
     """Steps in which the learning rate rises from zero."""
     weight_decay: float | None = None
     """L2 weight decay of all kernels, as in Caffe: added to the gradient, before momentum."""
-    evaluate_every: int = 1
-    """Evaluate on the validation split every so many epochs."""
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     """Precision policy of Keras."""
-    cache: bool = False
-    """Keep decoded images in memory."""
     seed: int = 0
     """Of weights, order and augmentation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(CommonSettings):
+    """Settings that recipes of one network have beside these."""
+
+    evaluate_every: int = 1
+    """Evaluate on the validation split every so many epochs."""
+    cache: bool = False
+    """Keep decoded images in memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +85,16 @@ class PointSettings(Settings):
 
 def load_splits(settings):
     """The training, validation and test Datasets of the settings; says what was left out of them."""
+    train, *others = splits_of(settings.data, settings)
+    if len(train) < settings.batch_size:
+        raise TfdetError(f"{train.name}: fewer images than one batch of {settings.batch_size}")
+    return [train, *others]
+
+
+def splits_of(data, settings):
+    """As `load_splits`, of any data set; and it may be small."""
     names = (settings.train_split, settings.val_split, settings.test_split or settings.val_split)
-    splits = {name: load_dataset(settings.data, name, settings.on_error) for name in dict.fromkeys(names)}
+    splits = {name: load_dataset(data, name, settings.on_error) for name in dict.fromkeys(names)}
     for split in splits.values():
         skips = f"; {len(split.skipped)} left out or clipped" if split.skipped else ""
         print(f"{split.name}: {len(split)} images, {sum(len(e.boxes) for e in split.examples)} boxes{skips}")
@@ -88,8 +102,6 @@ def load_splits(settings):
             print(f"  left out: {line}")
         if not len(split):
             raise TfdetError(f"{split.name}: no image of this split can be used")
-    if len(splits[names[0]]) < settings.batch_size:
-        raise TfdetError(f"{splits[names[0]].name}: fewer images than one batch of {settings.batch_size}")
     return [splits[name] for name in names]
 
 
@@ -154,7 +166,11 @@ def run(settings, recipe, build):
 
 def with_whole_epochs(settings, num_images):
     """The settings with both `epochs` and `steps`, for a training split of `num_images`."""
-    per_epoch = num_images // settings.batch_size
+    return with_epochs_of(settings, num_images // settings.batch_size)
+
+
+def with_epochs_of(settings, per_epoch):
+    """The settings with both `epochs` and `steps`, where an epoch has so many steps."""
     epochs = max(1, round(settings.steps / per_epoch)) if settings.epochs is None else settings.epochs
     return dataclasses.replace(settings, epochs=epochs, steps=epochs * per_epoch)
 

@@ -30,7 +30,7 @@ def training_batches(dataset, detector, batch_size, seed=0, cache=False, start_s
     """
     if len(dataset) < batch_size:
         raise ValueError(f"{dataset.name}: {len(dataset)} images do not fill one batch of {batch_size}")
-    look_up, encoder = _annotations(dataset, detector), _encoder(detector)
+    look_up, encoder = annotations(dataset, detector.keypoint_names, detector.name), _encoder(detector)
     # What is shuffled, as a whole, are numbers: little memory and no wait, however many images there are.
     examples = tf.data.Dataset.range(len(dataset))
     if cache:
@@ -56,7 +56,8 @@ def training_batches(dataset, detector, batch_size, seed=0, cache=False, start_s
 def validation_batches(dataset, detector, batch_size):
     """Batches for `detector.evaluate` and the validation loss: in order, resized, not augmented, none left out."""
 
-    look_up, encoder, resizer = _annotations(dataset, detector), _encoder(detector), _resizer(detector)
+    look_up = annotations(dataset, detector.keypoint_names, detector.name)
+    encoder, resizer = _encoder(detector), _resizer(detector)
 
     def encode(i):
         example = _decode(look_up(i))
@@ -104,16 +105,16 @@ def _path(image):
     return image.path if isinstance(image, Record) else image if isinstance(image, str) else ""
 
 
-def _annotations(dataset, detector):
-    """A function: the number of an image, a scalar tensor -> its source, boxes, labels and crowd, and its keypoints if
-    the detector finds any.
+def annotations(dataset, keypoint_names=(), detector=""):
+    """A function: the number of an image, a scalar tensor -> its source (see `read`), boxes, labels and crowd, and
+    keypoints if there are names of those that are wanted.
 
     Raises:
-        TfdetError: the data set has other keypoints.
+        TfdetError: the data set has other keypoints than the detector of that name wants.
     """
-    if detector.keypoint_names and detector.keypoint_names != dataset.keypoint_names:
+    if keypoint_names and keypoint_names != dataset.keypoint_names:
         given = ", ".join(dataset.keypoint_names) or "no keypoints"
-        raise TfdetError(f"{dataset.name} has {given}; {detector.name} learns {', '.join(detector.keypoint_names)}")
+        raise TfdetError(f"{dataset.name} has {given}; {detector} learns {', '.join(keypoint_names)}")
 
     def rows(name, dtype):
         values = [getattr(example, name) for example in dataset.examples]
@@ -121,7 +122,7 @@ def _annotations(dataset, detector):
         return tf.RaggedTensor.from_row_lengths(tf.constant(np.concatenate(values), dtype), lengths)
 
     boxes = {"boxes": rows("boxes", tf.float32), "labels": rows("labels", tf.int32), "crowd": rows("crowd", tf.bool)}
-    if detector.keypoint_names:
+    if keypoint_names:
         boxes["keypoints"] = rows("keypoints", tf.float32)
     source = _sources([example.image for example in dataset.examples])
     return lambda i: {"source": source(i), **{name: column[i] for name, column in boxes.items()}}

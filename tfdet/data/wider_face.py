@@ -12,6 +12,7 @@ from tfdet.errors import DataError
 
 INVALID = 7  # the number that says that a face cannot be judged
 SUFFIX = "_bbx_gt.txt"
+LEVELS = ("easy", "medium", "hard")  # of the official evaluation
 
 
 def read_wider_face(folder, split, problems):
@@ -23,22 +24,29 @@ def read_wider_face(folder, split, problems):
     Args:
         folder: Path.
         split: "train", "val", or whatever else is the name of a list, wider_face_split/wider_face_{split}_bbx_gt.txt
-            or {split}_bbx_gt.txt. An image is looked for in WIDER_{split}, then in the others.
+            or {split}_bbx_gt.txt. An image is looked for in WIDER_{split}, then in the others. "val_easy",
+            "val_medium" and "val_hard", where wider_face_split/ has the official evaluation's wider_easy_val.mat, ...:
+            every other face is a crowd region as well.
         problems: `Problems`, told of each line, face and image that cannot be used.
     Raises:
         DataError: no such folder or split, or the list is not of this kind.
     """
-    lists = _lists(folder)
-    if split not in lists:
-        raise DataError(f'{folder}: no split "{split}" in wider_face_split; there are {", ".join(lists)}')
+    lists, levels = _lists(folder), _levels(folder)
+    if split not in lists | levels:
+        raise DataError(f'{folder}: no split "{split}" in wider_face_split; there are {", ".join(lists | levels)}')
+    counted = _counted(levels[split]) if split in levels else None
+    name, split = split, split.removesuffix(f"_{split.rpartition('_')[2]}") if split in levels else split
     file = lists[split]
     places = [folder / f"WIDER_{split}" / "images", *sorted(folder.glob("WIDER_*/images"))]
     examples = {}
     for path, found in _read(file, problems).items():
         paths = [os.path.join(place, path) for place in places]
         image = next((one for one in paths if os.path.isfile(one)), paths[0])
+        if counted is not None:
+            others = counted.get(os.path.splitext(path)[0], ())
+            found = [face if face.number in others else face._replace(crowd=True) for face in found]
         examples[path] = faces.example(problems, f"{file}: image {path}", path, image, found)
-    return faces.dataset(problems, f"wider_face:{folder.resolve().name} {split}", examples.values())
+    return faces.dataset(problems, f"wider_face:{folder.resolve().name} {name}", examples.values())
 
 
 def split_names(folder):
@@ -47,7 +55,7 @@ def split_names(folder):
     Raises:
         DataError: no such folder, or there is no list in it.
     """
-    return tuple(_lists(folder))
+    return tuple(_lists(folder) | _levels(folder))
 
 
 def _lists(folder):
@@ -57,6 +65,38 @@ def _lists(folder):
     if not files:
         raise DataError(f"{folder}: is not a WIDER FACE folder: it has no wider_face_split/*{SUFFIX}")
     return {file.name.removesuffix(SUFFIX).removeprefix("wider_face_"): file for file in files}
+
+
+def _levels(folder):
+    """{"val_easy": file, ...} of the official evaluation's lists that there are."""
+    lists = _lists(folder)
+    files = {
+        f"{split}_{level}": folder / "wider_face_split" / f"wider_{level}_{split}.mat"
+        for split in lists
+        for level in LEVELS
+    }
+    return {name: file for name, file in files.items() if file.is_file()}
+
+
+def _counted(file):
+    """Path of an image without its suffix -> the numbers, from 0, of the faces that count; of MATLAB's file.
+
+    It has a cell for each event, its name in event_list and in file_list and gt_list a cell for each image.
+    """
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise DataError(f"{file}: reading it needs scipy: pip install 'tfdet[wider-face]'") from None
+    try:
+        lists = loadmat(file)
+        counted = {}
+        columns = [lists[key][:, 0] for key in ("event_list", "file_list", "gt_list")]
+        for event, names, chosen in zip(*columns, strict=True):
+            for name, numbers in zip(names[:, 0], chosen[:, 0], strict=True):
+                counted[f"{event[0]}/{name[0]}"] = frozenset((numbers.ravel() - 1).tolist())
+    except (OSError, ValueError, KeyError, IndexError, TypeError, NotImplementedError) as error:
+        raise DataError(f"{file}: is not one of WIDER FACE's lists ({error})") from None
+    return counted
 
 
 def _read(file, problems):

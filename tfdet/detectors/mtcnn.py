@@ -43,6 +43,7 @@ from tfdet.rois import image_by_image
 from tfdet.skeleton import FACE
 
 STRIDE, WINDOW = 2, 12  # pixels between two squares of P-Net, and their side
+OF_A_LEVEL = 10_000  # squares that P-Net proposes at most: a network that knows nothing yet takes all of them for faces
 AT_ONCE = 128  # squares that R-Net and O-Net look at together: what comes of them should fit into a processor's cache
 
 
@@ -103,6 +104,12 @@ class MTCNN(Detector):
     def compute_loss(self, *args, **kwargs):
         raise TfdetError("MTCNN's networks are trained one by one: model.pnet, model.rnet, model.onet")
 
+    def squares(self, image, network):
+        """What R-Net (network "rnet") or O-Net ("onet") looks at in an image [H, W, 3] -> [N, 4], counting from 1."""
+        table = AreaTable(image)
+        squares = self._propose(table)
+        return squares if network == "rnet" else self._refine(table, squares)
+
     def _found(self, images):
         found = image_by_image(self._find, (images,), {"found": [self.keep, 15]})["found"]
         boxes, scores, landmarks = tf.split(found, [4, 1, 10], axis=-1)
@@ -138,7 +145,10 @@ class MTCNN(Detector):
             outputs = self.pnet(table.resized(*sides)[None], training=False)
             probability = _probability(outputs["face"][0])
             cells = tf.where(probability >= self.thresholds[0])
-            scores, moves = tf.gather_nd(probability, cells), tf.gather_nd(outputs["box"][0], cells)
+            scores = tf.gather_nd(probability, cells)
+            scores, best = tf.math.top_k(scores, tf.minimum(tf.size(scores), OF_A_LEVEL))
+            cells = tf.gather(cells, best)
+            moves = tf.gather_nd(outputs["box"][0], cells)
             places = tf.cast(STRIDE * cells[:, ::-1], tf.float32)
             boxes = tf.floor(tf.concat([places + 1, places + WINDOW], axis=1) / tf.cast(scale, tf.float32))
             kept = nms.nms(boxes, scores, 0.5)
@@ -159,8 +169,7 @@ class MTCNN(Detector):
     def _look(self, network, side, table, squares, threshold):
         """-> those of the squares that the network takes for faces, their scores, and its outputs for them; among these
         "crop", x, y, width and height of what was cut out, in pixels from the image's corner."""
-        first, last = tf.split(tf.cast(squares, tf.int32), 2, axis=1)
-        crops = tf.concat([first - 1, tf.maximum(last - first + 1, 1)], axis=1)
+        crops = whole_pixels(squares)
         names = sorted(network.output)
         sizes = [network.output[name].shape[-1] for name in names]
 
@@ -176,6 +185,12 @@ class MTCNN(Detector):
         return tf.nest.map_structure(lambda values: tf.gather(values, kept), (squares, scores, outputs))
 
 
+def whole_pixels(squares):
+    """What is cut out for squares [N, 4]: int32 [N, 4], x and y from the image's corner, width and height."""
+    first, last = tf.split(tf.cast(squares, tf.int32), 2, axis=1)
+    return tf.concat([first - 1, tf.maximum(last - first + 1, 1)], axis=1)
+
+
 def _probability(logits):
     """Logits [..., 2]: no face, face -> [...]."""
     return tf.nn.softmax(logits)[..., 1]
@@ -184,6 +199,11 @@ def _probability(logits):
 def _moved(boxes, moves, added=1):
     """Boxes [N, 4] where a network saw the faces in them; added: pixels, to the sizes by which it measured."""
     return boxes + tf.tile(boxes[:, 2:] - boxes[:, :2] + added, [1, 2]) * moves
+
+
+def moves_to(faces, boxes, added=1):
+    """What a network has to say of boxes [N, 4] with these faces [N, 4]: the inverse of `_moved`."""
+    return (faces - boxes) / tf.tile(boxes[:, 2:] - boxes[:, :2] + added, [1, 2])
 
 
 def _square(boxes):

@@ -21,6 +21,7 @@ from tfdet.evaluation.coco import (
     save_coco_results,
 )
 from tfdet.evaluation.columns import objects_of
+from tfdet.evaluation.landmarks import LANDMARK_FIGURES, landmark_error
 from tfdet.evaluation.parts import (
     KEYPOINT_FIGURES,
     MASK_FIGURES,
@@ -33,6 +34,7 @@ from tfdet.evaluation.voc import voc_average_precision
 __all__ = [
     "COCO_FIGURES",
     "KEYPOINT_FIGURES",
+    "LANDMARK_FIGURES",
     "MASK_FIGURES",
     "CocoResult",
     "Evaluation",
@@ -42,6 +44,7 @@ __all__ = [
     "coco_results",
     "evaluate",
     "keypoint_average_precision",
+    "landmark_error",
     "mask_average_precision",
     "save_coco_results",
     "voc_average_precision",
@@ -57,7 +60,8 @@ def evaluate(detector, dataset: Dataset, batch_size: int = 8, verbose: int = 0) 
     Args:
         verbose: 1 shows Keras' progress bar.
     Returns:
-        {"images": count, one entry for each of `COCO_FIGURES`, `KEYPOINT_FIGURES` and `MASK_FIGURES`, "VOC_AP_11point"
+        {"images": count, one entry for each of `COCO_FIGURES`, `KEYPOINT_FIGURES`, `LANDMARK_FIGURES` (of faces with
+        landmarks) and `MASK_FIGURES`, "VOC_AP_11point"
         and "VOC_AP_area": means over the classes that have objects, "per_class": {name: {"AP", "AP50",
         "VOC_AP_11point", "VOC_AP_area", "objects"}}}, where "objects" counts those that are neither difficult nor
         crowds. VOC's are at IoU 0.5.

@@ -12,6 +12,7 @@ from tfdet import skeleton
 from tfdet.data.dataset import Dataset
 from tfdet.evaluation.coco import COCO_FIGURES, annotations_of, numbers_of, pycocotools_of
 from tfdet.evaluation.columns import found_of, in_order, joined, objects_of
+from tfdet.evaluation.landmarks import landmark_error
 from tfdet.extreme_points import octagons
 from tfdet.inference import Detections
 
@@ -26,11 +27,13 @@ MASK_FIGURES = tuple(f"mask_{name}" for name in COCO_FIGURES)
 
 
 def of_parts(detector, dataset: Dataset, detections: Sequence[Detections]) -> dict[str, float]:
-    """`KEYPOINT_FIGURES`, if the data set has the keypoints that the detector finds; `MASK_FIGURES`, if it has masks
-    and the detector finds extreme points."""
+    """`KEYPOINT_FIGURES`, if the data set has the keypoints that the detector finds, and of landmarks of faces
+    `LANDMARK_FIGURES`; `MASK_FIGURES`, if it has masks and the detector finds extreme points."""
     figures = {}
     if dataset.keypoint_names and dataset.keypoint_names == detector.keypoint_names:
         figures |= keypoint_average_precision(dataset, detections)
+        if dataset.keypoint_names == skeleton.FACE:
+            figures |= landmark_error(dataset, detections)
     if _has_masks(dataset) and detector.keypoint_names == skeleton.EXTREME_POINTS:
         figures |= mask_average_precision(dataset, detections)
     return figures

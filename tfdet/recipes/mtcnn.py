@@ -1,0 +1,185 @@
+"""Train MTCNN's three networks one after the other, see how good they are together, and get a SavedModel.
+
+    python -m tfdet.recipes.mtcnn --data wider_face:DIR --landmarks landmarks:FILE
+
+P-Net learns from squares that are drawn by lot, R-Net from those that P-Net finds then, O-Net from those that are left
+of them behind R-Net (see tfdet.detectors.mtcnn_samples). The run folder has a folder for each of them.
+
+What was measured: recipes/mtcnn/README.md.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from tfdet import commandline, drawing, evaluation, runs, training
+from tfdet.data import face_crops, load_dataset, split_names
+from tfdet.data.images import decode
+from tfdet.data.pipeline import annotations, read
+from tfdet.data.wider_face import LEVELS
+from tfdet.detectors.base import StopOnNonFiniteLoss
+from tfdet.detectors.mtcnn import mtcnn
+from tfdet.detectors.mtcnn_samples import DROPPED, NAMES, SHARES
+from tfdet.detectors.mtcnn_training import compile_network
+from tfdet.distribution import strategy_scope
+from tfdet.errors import TfdetError, require_tensorflow
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(training.CommonSettings):
+    """Train MTCNN; leave a run folder: settings, checkpoints, best model, history, evaluation, pictures, export.
+
+    Steps, epochs and what belongs to them are those of each of the three networks. An epoch takes as many batches as it
+    takes to draw 96 negatives an image.
+    """
+
+    data: str = ""
+    """Faces: wider_face:DIR, or any other data set of one class."""
+    landmarks: str = ""
+    """Faces with five landmarks: landmarks:FILE or dlib:DIR; its splits are called as those of the data."""
+    min_face: int = 20
+    """Side of the smallest face that is learnt and found, in pixels."""
+    batch_size: int | None = None
+    """Crops a step, over all devices; a multiple of seven."""
+
+
+DEFAULTS = {
+    "batch_size": 448,
+    "steps": 10_000,
+    "optimizer": "adam",
+    "learning_rate": 1e-3,
+    "drops": (),
+    "warmup_steps": 100,
+    "weight_decay": 0.0,
+}
+SIDES = {"pnet": 12, "rnet": 24, "onet": 48}
+# To learn from, more is taken than what the detector takes for faces: what is almost taken for one, too.
+LEARNT_FROM = (0.4, 0.4, 0.7)
+
+
+def main(args=None):
+    """The recipe; `args` is the command line without the program's name. Returns the run folder."""
+    settings = commandline.parse(Settings, args, prog="python -m tfdet.recipes.mtcnn")
+    return commandline.run(lambda: run(resolve(settings)))
+
+
+def resolve(settings):
+    """The settings with everything filled in that was not given.
+
+    Raises:
+        TfdetError: something is missing, or cannot be.
+    """
+    if not (settings.data and settings.landmarks):
+        raise TfdetError("MTCNN learns from faces and from landmarks: --data wider_face:DIR --landmarks landmarks:FILE")
+    settings = training.fill_in(settings, DEFAULTS)
+    if settings.batch_size % face_crops.GROUP:
+        raise TfdetError(f"--batch-size must be a multiple of {face_crops.GROUP}: {settings.batch_size}")
+    if settings.min_face < 12:
+        raise TfdetError(f"--min-face must be at least 12, the pixels that P-Net looks at: {settings.min_face}")
+    return settings
+
+
+def run(settings):
+    """Data, three networks, evaluation, pictures, export. Returns the run folder."""
+    require_tensorflow("a recipe")
+    keras.utils.set_random_seed(settings.seed)
+    keras.mixed_precision.set_dtype_policy(settings.precision)
+    faces = training.splits_of(settings.data, settings)
+    landmarks = training.splits_of(settings.landmarks, settings)
+    settings = training.with_epochs_of(settings, face_crops.steps_per_epoch(faces[0], settings.batch_size))
+
+    with strategy_scope():
+        model = mtcnn(settings.min_face, landmarks=True)
+    folder = Path(settings.resume) if settings.resume else runs.create_folder(settings, "mtcnn")
+    for name in SIDES:
+        with runs.writing_in(folder):
+            trained = train(name, model, list(zip(faces[:2], landmarks[:2], strict=True)), settings, folder / name)
+        getattr(model, name).set_weights(trained.get_weights())
+    with runs.writing_in(folder):
+        model.save(folder / "best.keras")
+    test, others = faces[2], [landmarks[2]]
+    harder = [f"{settings.test_split or settings.val_split}_{level}" for level in LEVELS]
+    others += [load_dataset(settings.data, name, "skip") for name in split_names(settings.data) if name in harder]
+    figures = runs.report(model, test, folder, others=others)
+    runs.say_what_was_made(settings, "mtcnn", test, figures, folder)
+    for other in others:
+        shown = {key: figures[other.name].get(key) for key in ("VOC_AP_area", *evaluation.LANDMARK_FIGURES)}
+        said = ", ".join(f"{key} {value:.3f}" for key, value in shown.items() if value is not None)
+        print(f"{other.name} ({len(other)} images): {said}")
+    return folder
+
+
+def train(name, model, splits, settings, folder):
+    """Train the network of that name on, from wherever its folder says that it stands; returns the best one.
+
+    Args:
+        model: MTCNN, of which the networks before this one are trained.
+        splits: (faces, landmarks) to train on, and to validate on.
+    """
+    folder.mkdir(exist_ok=True)
+    network = runs.last_checkpoint(folder)
+    if network is None:
+        with strategy_scope():
+            network = keras.models.clone_model(getattr(model, name))
+            compile_network(network, training.optimizer(settings))
+    training.decay_weights(network, settings.weight_decay)
+    done = int(network.optimizer.iterations.numpy())
+    if done < settings.steps:
+        _fit(name, network, model, splits, settings, folder, done * settings.epochs // settings.steps)
+        losses = {key: values for key, values in runs.read_history(folder).items() if "loss" in key}
+        drawing.curves(losses, folder / "curves.png")
+    return keras.models.load_model(folder / "best.keras")
+
+
+def _fit(name, network, model, splits, settings, folder, epoch):
+    batches = []
+    for first, (faces, landmarks) in zip((epoch, None), splits, strict=True):
+        found = None if name == "pnet" else squares(model, name, faces, settings.min_face)
+        arguments = (faces, landmarks, SIDES[name], settings.batch_size, settings.min_face, settings.seed, found, first)
+        batches.append(face_crops.crop_batches(*arguments, augment=first is not None))
+    runs.forget_history_after(folder, epoch)
+    shares = " : ".join(f"{share} {NAMES[kind]}" for kind, share in SHARES.items())
+    print(f"{name}: an epoch has {settings.steps // settings.epochs} batches of {settings.batch_size} crops, {shares}")
+    network.fit(
+        batches[0],
+        validation_data=batches[1],
+        steps_per_epoch=settings.steps // settings.epochs,
+        validation_steps=face_crops.steps_per_epoch(splits[1][0], settings.batch_size),
+        initial_epoch=epoch,
+        epochs=settings.epochs,
+        shuffle=False,  # or Keras warns that the pipeline does it
+        verbose=1 if sys.stdout.isatty() else 2,
+        callbacks=[
+            StopOnNonFiniteLoss(),
+            keras.callbacks.CSVLogger(folder / "history.csv", append=True),
+            runs.Checkpoints(folder, lambda logs: -logs["val_loss"]),
+        ],
+    )
+
+
+def squares(model, name, faces, min_face):
+    """What the network of that name looks at in each image of a Dataset, ragged [images, N, 4]; says what it is.
+
+    Raises:
+        TfdetError: there is a kind of square of which there is none.
+    """
+    with_more = mtcnn(min_face, LEARNT_FROM, landmarks=True)
+    with_more.set_weights(model.get_weights())
+    images = tf.TensorSpec([None, None, 3], tf.float32)
+    look = tf.function(lambda image: with_more.squares(image, name), input_signature=[images], autograph=False)
+    look_up = annotations(faces)
+    images = tf.data.Dataset.range(len(faces)).map(lambda i: decode(read(look_up(i)["source"])), tf.data.AUTOTUNE)
+    found = tf.ragged.stack([look(tf.cast(image, tf.float32)) for image in images], axis=0)
+    counts = face_crops.kinds_found(faces, found, min_face)
+    said = ", ".join(f"{counts[kind]} {NAMES.get(kind, 'not used')}" for kind in counts)
+    print(f"{name}: squares that are left of {faces.name}: {said}")
+    if missing := [NAMES[kind] for kind in counts if kind != DROPPED and not counts[kind]]:
+        raise TfdetError(f"{name}: {faces.name} leaves no {missing[0]} to learn from; the network before it needs more")
+    return found
+
+
+if __name__ == "__main__":
+    main()
