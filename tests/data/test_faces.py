@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.io
 
 from tfdet.data import load_dataset, split_names
 from tfdet.errors import DataError
@@ -93,6 +94,58 @@ def test_a_list_that_is_none_is_one_line(wider, text, words):
     with pytest.raises(DataError) as error:
         load_dataset(wider(text), "val")
     assert words in str(error.value)
+
+
+def official_list(file, events):
+    """A MATLAB file as those of the official evaluation: {event: {name of an image: numbers from 1}}."""
+
+    def cells(values):
+        column = np.empty((len(values), 1), object)
+        column[:, 0] = values
+        return column
+
+    files = [cells(list(images)) for images in events.values()]
+    chosen = [
+        cells([np.array(numbers, np.uint8)[:, None] for numbers in images.values()]) for images in events.values()
+    ]
+    scipy.io.savemat(file, {"event_list": cells(list(events)), "file_list": cells(files), "gt_list": cells(chosen)})
+
+
+THREE = """a/1.png
+3
+10 5 20 30 0 1 0 0 2 0
+1 2 3.5 4 2 0 0 1 0 0
+30 5 20 30 0 1 0 0 2 0
+b/2.png
+1
+5 5 20 20 0 0 0 0 0 0
+"""
+
+
+def test_the_official_lists_say_which_faces_count(wider, tmp_path):
+    spec = wider(THREE)
+    official_list(tmp_path / "wider_face_split" / "wider_easy_val.mat", {"a": {"1": [3]}, "b": {"2": []}})
+    official_list(tmp_path / "wider_face_split" / "wider_hard_val.mat", {"a": {"1": [1, 3]}, "b": {"2": [1]}})
+    assert split_names(spec) == ("val", "val_easy", "val_hard")
+    for split, crowds in (
+        ("val", ([False, True, False], [False])),
+        ("val_easy", ([True, True, False], [True])),
+        ("val_hard", ([False, True, False], [False])),
+    ):
+        dataset = load_dataset(spec, split)
+        assert dataset.name.endswith(f" {split}")
+        for example, crowd in zip(dataset.examples, crowds, strict=True):
+            np.testing.assert_array_equal(example.crowd, crowd)
+
+
+def test_an_official_list_that_is_none_is_one_line(wider, tmp_path):
+    spec = wider(THREE)
+    (tmp_path / "wider_face_split" / "wider_easy_val.mat").write_bytes(b"not MATLAB")
+    with pytest.raises(DataError, match=r"wider_easy_val\.mat: is not one of WIDER FACE's lists"):
+        load_dataset(spec, "val_easy")
+    scipy.io.savemat(tmp_path / "wider_face_split" / "wider_easy_val.mat", {"event_list": [1]})
+    with pytest.raises(DataError, match="is not one of WIDER FACE's lists"):
+        load_dataset(spec, "val_easy")
 
 
 # Lists of landmarks

@@ -215,7 +215,8 @@ def _grouped(of_faces, of_landmarks):
         "box": tf.where(of_box, GROUP / BOXES, 0.0),
         "landmarks": tf.where(kind == LANDMARK, GROUP / SHARES[LANDMARK], 0.0),
     }
-    targets = {"face": kind, "box": joined("box", (4,)), "landmarks": joined("landmarks", (10,))}
+    box = tf.where(of_box[:, None], joined("box", (4,)), 0.0)
+    targets = {"face": kind, "box": box, "landmarks": joined("landmarks", (10,))}
     return tf.cast(crops, tf.float32), targets, weights
 
 

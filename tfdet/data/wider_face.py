@@ -85,6 +85,7 @@ def _counted(file):
     """
     try:
         from scipy.io import loadmat
+        from scipy.io.matlab import MatReadError
     except ImportError:
         raise DataError(f"{file}: reading it needs scipy: pip install 'tfdet[wider-face]'") from None
     try:
@@ -94,7 +95,7 @@ def _counted(file):
         for event, names, chosen in zip(*columns, strict=True):
             for name, numbers in zip(names[:, 0], chosen[:, 0], strict=True):
                 counted[f"{event[0]}/{name[0]}"] = frozenset((numbers.ravel() - 1).tolist())
-    except (OSError, ValueError, KeyError, IndexError, TypeError, NotImplementedError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, NotImplementedError, MatReadError) as error:
         raise DataError(f"{file}: is not one of WIDER FACE's lists ({error})") from None
     return counted
 

@@ -9,6 +9,7 @@ What was measured: recipes/mtcnn/README.md.
 """
 
 import dataclasses
+import re
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tfdet import commandline, drawing, evaluation, runs, training
 from tfdet.data import face_crops, load_dataset, split_names
 from tfdet.data.images import decode
 from tfdet.data.pipeline import annotations, read
+from tfdet.data.validation import raise_unreadable
 from tfdet.data.wider_face import LEVELS
 from tfdet.detectors.base import StopOnNonFiniteLoss
 from tfdet.detectors.mtcnn import mtcnn
@@ -88,6 +90,8 @@ def run(settings):
     keras.utils.set_random_seed(settings.seed)
     keras.mixed_precision.set_dtype_policy(settings.precision)
     faces = training.splits_of(settings.data, settings)
+    if faces[0].num_classes != 1:
+        raise TfdetError(f"{faces[0].name}: MTCNN finds faces, one class, not {', '.join(faces[0].class_names)}")
     landmarks = training.splits_of(settings.landmarks, settings)
     settings = training.with_epochs_of(settings, face_crops.steps_per_epoch(faces[0], settings.batch_size))
 
@@ -143,21 +147,29 @@ def _fit(name, network, model, splits, settings, folder, epoch):
     runs.forget_history_after(folder, epoch)
     shares = " : ".join(f"{share} {NAMES[kind]}" for kind, share in SHARES.items())
     print(f"{name}: an epoch has {settings.steps // settings.epochs} batches of {settings.batch_size} crops, {shares}")
-    network.fit(
-        batches[0],
-        validation_data=batches[1],
-        steps_per_epoch=settings.steps // settings.epochs,
-        validation_steps=face_crops.steps_per_epoch(splits[1][0], settings.batch_size),
-        initial_epoch=epoch,
-        epochs=settings.epochs,
-        shuffle=False,  # or Keras warns that the pipeline does it
-        verbose=1 if sys.stdout.isatty() else 2,
-        callbacks=[
-            StopOnNonFiniteLoss(),
-            keras.callbacks.CSVLogger(folder / "history.csv", append=True),
-            runs.Checkpoints(folder, lambda logs: -logs["val_loss"]),
-        ],
-    )
+    try:
+        network.fit(
+            batches[0],
+            validation_data=batches[1],
+            steps_per_epoch=settings.steps // settings.epochs,
+            validation_steps=face_crops.steps_per_epoch(splits[1][0], settings.batch_size),
+            initial_epoch=epoch,
+            epochs=settings.epochs,
+            shuffle=False,  # or Keras warns that the pipeline does it
+            verbose=1 if sys.stdout.isatty() else 2,
+            callbacks=[
+                StopOnNonFiniteLoss(),
+                keras.callbacks.CSVLogger(folder / "history.csv", append=True),
+                runs.Checkpoints(folder, lambda logs: -logs["val_loss"]),
+            ],
+        )
+    except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:  # what tf.data says, nameless
+        examples = [example for pair in splits for dataset in pair for example in dataset.examples]
+        images = [example.image for example in examples]
+        raise_unreadable([example.image_id for example in examples], images, ' (on_error="skip" leaves it out)')
+        if said := re.search(f"{face_crops.NONE_OF_A_KIND}[^']*?images", error.message):
+            raise TfdetError(f"{name}: {said.group()}") from None
+        raise
 
 
 def squares(model, name, faces, min_face):
@@ -172,7 +184,8 @@ def squares(model, name, faces, min_face):
     look = tf.function(lambda image: with_more.squares(image, name), input_signature=[images], autograph=False)
     look_up = annotations(faces)
     images = tf.data.Dataset.range(len(faces)).map(lambda i: decode(read(look_up(i)["source"])), tf.data.AUTOTUNE)
-    found = tf.ragged.stack([look(tf.cast(image, tf.float32)) for image in images], axis=0)
+    found = [look(tf.cast(image, tf.float32)) for image in images]
+    found = tf.RaggedTensor.from_row_lengths(tf.concat(found, axis=0), [len(some) for some in found])
     counts = face_crops.kinds_found(faces, found, min_face)
     said = ", ".join(f"{counts[kind]} {NAMES.get(kind, 'not used')}" for kind in counts)
     print(f"{name}: squares that are left of {faces.name}: {said}")
