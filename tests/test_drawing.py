@@ -142,6 +142,15 @@ def test_size_of_a_grid(sizes, columns, captions, cells):
     assert sheet.size == (across * (width + margin) + margin, down * (height + margin) + margin)
 
 
+def test_captions_may_have_several_lines():
+    one, two = (drawing.grid([grey(300, 50)] * 2, 2, ["first", below]) for below in ("second", "second\nthird"))
+    assert two.height - one.height == drawing.CAPTION
+    text = (np.asarray(two)[: drawing.MARGIN + 2 * drawing.CAPTION] < 128).any(axis=(1, 2))
+    assert (
+        text[drawing.MARGIN : drawing.MARGIN + drawing.CAPTION].any() and text[drawing.MARGIN + drawing.CAPTION :].any()
+    )
+
+
 def test_grid_keeps_shapes_and_order():
     colors = ["red", "lime", "blue"]
     pictures = [Image.new("RGB", size, c) for size, c in zip([(100, 80), (100, 80), (40, 80)], colors, strict=True)]

@@ -28,7 +28,7 @@ SHADES = (0, -0.5, 0.5, -0.25, 0.25, -0.65, 0.7, -0.37, 0.37, -0.12, 0.12, 0.6)
 SIDE_COLORS = {"left": PALETTE[1], "right": PALETTE[4], "": PALETTE[5]}
 
 MARGIN = 8  # pixels between the pictures of a grid
-CAPTION = 26  # height in pixels of the line above each of them
+CAPTION = 26  # height in pixels of a line of text above each of them
 CELL = 640  # longest side in pixels of an image in `truth_and_predictions`
 
 
@@ -70,7 +70,7 @@ def draw_boxes(image, boxes, labels, class_names: Sequence[str], scores=None, co
     places = {}
     for i in best_first:
         width = round(draw.textlength(texts[i], font=font)) + 4 * line
-        places[i] = _free_place(boxes[i], width, height, image.size, places.values())
+        places[i] = free_place(boxes[i], width, height, image.size, places.values())
     for i in reversed(best_first):
         x1, y1, x2, y2 = places[i]
         dark = np.dot(colors[i], (0.299, 0.587, 0.114)) < 110
@@ -168,7 +168,7 @@ def _of_limb(one, other):
     return sides.pop() if len(sides) == 1 else ""
 
 
-def _free_place(box, width, height, image_size, taken):
+def free_place(box, width, height, image_size, taken):
     """Where a tag of this size goes, xyxy: above its box, or else inside a tall one, below a flat one, where it finds
     room between the tags already placed; always inside the image, if it is as large as the tag."""
     x = max(0, min(round(float(box[0])), image_size[0] - width))
@@ -184,7 +184,7 @@ def _free_place(box, width, height, image_size, taken):
 
 
 def grid(images: Sequence, columns: int, captions: Sequence[str] | None = None) -> Image.Image:
-    """The images in rows of `columns`, scaled to fit one cell size, on white, each with a line of text above.
+    """The images in rows of `columns`, scaled to fit one cell size, on white, each with its caption above.
 
     The cell has the median width and the median height of the images; shapes are kept, and small images are enlarged.
     A row is as high as its highest picture.
@@ -200,19 +200,20 @@ def grid(images: Sequence, columns: int, captions: Sequence[str] | None = None) 
     cell_width = int(np.median([image.width for image in images]))
     cell_height = int(np.median([image.height for image in images]))
     images = [_scaled(image, min(cell_width / image.width, cell_height / image.height)) for image in images]
-    line = 0 if captions is None else CAPTION
+    lines = 0 if captions is None else max(len(caption.splitlines()) for caption in captions)
+    above = lines * CAPTION
     columns = min(columns, len(images))
-    heights = [line + max(image.height for image in images[i : i + columns]) for i in range(0, len(images), columns)]
+    heights = [above + max(image.height for image in images[i : i + columns]) for i in range(0, len(images), columns)]
     size = (columns * (cell_width + MARGIN) + MARGIN, sum(heights) + (len(heights) + 1) * MARGIN)
     sheet = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
     for i, image in enumerate(images):
         row, column = divmod(i, columns)
         x, y = MARGIN + column * (cell_width + MARGIN), MARGIN + sum(heights[:row]) + row * MARGIN
-        sheet.paste(image, (x + (cell_width - image.width) // 2, y + line))
-        if captions is not None:
-            text = _shortened(captions[i], cell_width, font)
-            draw.text((x + cell_width // 2, y + line // 2), text, fill="black", font=font, anchor="mm")
+        sheet.paste(image, (x + (cell_width - image.width) // 2, y + above))
+        for number, text in enumerate(captions[i].splitlines() if captions is not None else ()):
+            place = (x + cell_width // 2, y + number * CAPTION + CAPTION // 2)
+            draw.text(place, _shortened(text, cell_width, font), fill="black", font=font, anchor="mm")
     return sheet
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from tfdet import commandline, runs, serving
 from tfdet.recipes import mtcnn
 
-FLAGS = ["--batch-size", "14", "--steps", "32", "--learning-rate", "0.003", "--min-face", "20"]
+FLAGS = ["--batch-size", "28", "--steps", "32", "--learning-rate", "0.003", "--min-face", "20"]
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +68,12 @@ def finished(data, tmp_path_factory):
 
 
 def test_the_run_folder_holds_everything(finished):
-    for network, others in (("pnet", 3 * 4), ("rnet", 3 * 4), ("onet", 3 * 4)):
+    for network in ("pnet", "rnet", "onet"):
         history = runs.read_history(finished / network)
         assert len(history["loss"]) == 1
         counts = [history[f"face_{kind}"][0] for kind in ("positives", "negatives", "parts", "landmarks")]
-        assert counts == [64, 192, 64, 128]  # 32 batches of two groups
-        assert (finished / network / "curves.png").stat().st_size and others
+        assert counts == [128, 384, 128, 256]  # 32 batches of four groups
+        assert (finished / network / "curves.png").stat().st_size
         assert keras.models.load_model(finished / network / "best.keras").name == network
     model = keras.models.load_model(finished / "best.keras")
     for network in ("pnet", "rnet", "onet"):

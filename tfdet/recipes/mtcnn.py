@@ -58,8 +58,9 @@ DEFAULTS = {
     "weight_decay": 0.0,
 }
 SIDES = {"pnet": 12, "rnet": 24, "onet": 48}
-# To learn from, more is taken than what the detector takes for faces: what is almost taken for one, too.
-LEARNT_FROM = (0.4, 0.4, 0.7)
+# Probabilities of a face above which squares are learnt from: what is almost taken for one, too. The lower ones are for
+# networks that know nothing yet, or all, so that they leave no squares of some kind.
+LEARNT_FROM = (0.4, 0.1, 0.0)
 
 
 def main(args=None):
@@ -178,20 +179,26 @@ def squares(model, name, faces, min_face):
     Raises:
         TfdetError: there is a kind of square of which there is none.
     """
-    with_more = mtcnn(min_face, LEARNT_FROM, landmarks=True)
-    with_more.set_weights(model.get_weights())
+    for least in LEARNT_FROM:
+        found = _squares(model, name, faces, min_face, least)
+        counts = face_crops.kinds_found(faces, found, min_face)
+        said = ", ".join(f"{counts[kind]} {NAMES.get(kind, 'not used')}" for kind in counts)
+        print(f"{name}: squares of {faces.name} with a probability above {least}: {said}")
+        missing = [NAMES[kind] for kind in counts if kind != DROPPED and not counts[kind]]
+        if not missing:
+            return found
+    raise TfdetError(f"{name}: {faces.name} leaves no {missing[0]} to learn from; the networks before it find none")
+
+
+def _squares(model, name, faces, min_face, least):
+    willing = mtcnn(min_face, (least, least, 1.0), landmarks=True)
+    willing.set_weights(model.get_weights())
     images = tf.TensorSpec([None, None, 3], tf.float32)
-    look = tf.function(lambda image: with_more.squares(image, name), input_signature=[images], autograph=False)
+    look = tf.function(lambda image: willing.squares(image, name), input_signature=[images], autograph=False)
     look_up = annotations(faces)
     images = tf.data.Dataset.range(len(faces)).map(lambda i: decode(read(look_up(i)["source"])), tf.data.AUTOTUNE)
     found = [look(tf.cast(image, tf.float32)) for image in images]
-    found = tf.RaggedTensor.from_row_lengths(tf.concat(found, axis=0), [len(some) for some in found])
-    counts = face_crops.kinds_found(faces, found, min_face)
-    said = ", ".join(f"{counts[kind]} {NAMES.get(kind, 'not used')}" for kind in counts)
-    print(f"{name}: squares that are left of {faces.name}: {said}")
-    if missing := [NAMES[kind] for kind in counts if kind != DROPPED and not counts[kind]]:
-        raise TfdetError(f"{name}: {faces.name} leaves no {missing[0]} to learn from; the network before it needs more")
-    return found
+    return tf.RaggedTensor.from_row_lengths(tf.concat(found, axis=0), [len(some) for some in found])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Which samples every algorithm calls positive, negative or ignored on one's own images: `python -m tfdet inspect`."""
