@@ -42,7 +42,9 @@ def test_count():
     count = Count(PART, name="parts")
     count.update_state(tf.constant([0, 2, 2, 1]), None)
     count.update_state(tf.constant([2, 3]), None)
-    assert float(count.result()) == 3
+    found = count.result()
+    count.reset_state()
+    assert float(found) == 3
     assert Count.from_config(count.get_config()).kind == PART
 
 
@@ -99,13 +101,13 @@ def test_a_network_learns_crops_by_heart(seeded):
 
 def test_two_replicas_do_the_step_that_one_does(two_replicas):
     """Where their halves are equally hard: each finds the hardest crops of its own."""
-    data = batch(rnet(True), groups=5)  # 0.7 of the 20 negatives and positives of a half is a whole number
+    data = batch(pnet(True), groups=5)  # 0.7 of the 20 negatives and positives of a half is a whole number
     data = tuple(keras.tree.map_structure(lambda part: np.concatenate([part, part]), part) for part in data)
     weights = []
     for scope in (tf.distribute.get_strategy(), two_replicas):
         keras.utils.set_random_seed(3)
         with scope.scope():
-            network = rnet(True)
+            network = pnet(True)
             compile_network(network, keras.optimizers.SGD(0.01))
         network.fit(tf.data.Dataset.from_tensors(data), verbose=0, shuffle=False)
         weights.append(network.get_weights())

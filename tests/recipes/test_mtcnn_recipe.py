@@ -1,6 +1,7 @@
 """The recipe of MTCNN on drawn faces: the three networks, their folders, and going on where it stopped."""
 
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from tfdet import commandline, runs, serving
 from tfdet.recipes import mtcnn
 
-FLAGS = ["--batch-size", "28", "--steps", "32", "--learning-rate", "0.003", "--min-face", "20"]
+FLAGS = ["--batch-size", "28", "--epochs", "2", "--learning-rate", "0.003", "--min-face", "20"]
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +71,8 @@ def finished(data, tmp_path_factory):
 def test_the_run_folder_holds_everything(finished):
     for network in ("pnet", "rnet", "onet"):
         history = runs.read_history(finished / network)
-        assert len(history["loss"]) == 1
-        counts = [history[f"face_{kind}"][0] for kind in ("positives", "negatives", "parts", "landmarks")]
+        assert len(history["loss"]) == 2
+        counts = [history[f"face_{kind}"][1] for kind in ("positives", "negatives", "parts", "landmarks")]
         assert counts == [128, 384, 128, 256]  # 32 batches of four groups
         assert (finished / network / "curves.png").stat().st_size
         assert keras.models.load_model(finished / network / "best.keras").name == network
@@ -86,29 +87,25 @@ def test_the_run_folder_holds_everything(finished):
     assert {path.name for path in finished.iterdir()} >= {"settings.toml", "predictions.png", "export"}
 
 
-def test_it_goes_on_at_the_network_where_it_stopped(finished, data, tmp_path, monkeypatch, capsys):
-    """Cut off in O-Net: the first two are not trained again, and the end is the same."""
-    monkeypatch.setattr(runs, "report", lambda *_, **__: {"AP": 0.0, "AP50": 0.0, "landmarks:list val": {}})
+@pytest.mark.parametrize("cut_off", ["before O-Net", "in O-Net"])
+def test_it_goes_on_where_it_stopped(finished, tmp_path, monkeypatch, cut_off):
+    """The first two networks are not trained again, and the end is that of the run that was not cut off."""
     folder = tmp_path / "run"
-    original, trained = mtcnn.train, []
-
-    def stop_at_onet(name, *others):
-        trained.append(name)
-        if name == "onet" and trained.count("onet") == 1:
-            raise KeyboardInterrupt
-        return original(name, *others)
-
-    monkeypatch.setattr(mtcnn, "train", stop_at_onet)
-    with pytest.raises(SystemExit):
-        mtcnn.main([*data, *FLAGS, "--output", str(folder)])
-    assert "interrupted" in capsys.readouterr().err
+    shutil.copytree(finished, folder)
+    if cut_off == "before O-Net":
+        shutil.rmtree(folder / "onet")
+    else:
+        (folder / "onet" / "checkpoints" / "epoch-00002.keras").unlink()
+    monkeypatch.setattr(runs, "report", lambda *_, **__: {"AP": 0.0, "AP50": 0.0, "landmarks:list val": {}})
     fitted = []
     monkeypatch.setattr(mtcnn, "_fit", lambda name, *others, fit=mtcnn._fit: fitted.append(name) or fit(name, *others))
     mtcnn.main(["--resume", str(folder)])
     assert fitted == ["onet"]
-    ends = [keras.models.load_model(path / "best.keras").get_weights() for path in (finished, folder)]
+    ends = [runs.last_checkpoint(path / "onet").get_weights() for path in (finished, folder)]
     for one, other in zip(*ends, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
+    assert runs.read_history(folder / "onet").keys() == runs.read_history(finished / "onet").keys()
+    assert len(runs.read_history(folder / "onet")["loss"]) == 2
 
 
 WRONG = {

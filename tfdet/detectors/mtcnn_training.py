@@ -67,7 +67,7 @@ class Count(keras.metrics.Metric):
         self.count.assign_add(ops.sum(ops.cast(kind == self.kind, "float32")))
 
     def result(self):
-        return self.count
+        return self.count + 0.0  # and not the variable, which is set back before Keras reads what was returned
 
     def get_config(self):
         return {**super().get_config(), "kind": self.kind}

@@ -24,7 +24,7 @@ from tfdet.data.validation import raise_unreadable
 from tfdet.data.wider_face import LEVELS
 from tfdet.detectors.base import StopOnNonFiniteLoss
 from tfdet.detectors.mtcnn import mtcnn
-from tfdet.detectors.mtcnn_samples import DROPPED, NAMES, SHARES
+from tfdet.detectors.mtcnn_samples import NAMES, SHARES
 from tfdet.detectors.mtcnn_training import compile_network
 from tfdet.distribution import strategy_scope
 from tfdet.errors import TfdetError, require_tensorflow
@@ -59,7 +59,7 @@ DEFAULTS = {
 }
 SIDES = {"pnet": 12, "rnet": 24, "onet": 48}
 # Probabilities of a face above which squares are learnt from: what is almost taken for one, too. The lower ones are for
-# networks that know nothing yet, or all, so that they leave no squares of some kind.
+# networks that know nothing yet, or all, so that they leave hardly any squares of some kind.
 LEARNT_FROM = (0.4, 0.1, 0.0)
 
 
@@ -129,6 +129,7 @@ def train(name, model, splits, settings, folder):
     if network is None:
         with strategy_scope():
             network = keras.models.clone_model(getattr(model, name))
+            network.set_weights(getattr(model, name).get_weights())  # the same, wherever the run has begun
             compile_network(network, training.optimizer(settings))
     training.decay_weights(network, settings.weight_decay)
     done = int(network.optimizer.iterations.numpy())
@@ -142,7 +143,7 @@ def train(name, model, splits, settings, folder):
 def _fit(name, network, model, splits, settings, folder, epoch):
     batches = []
     for first, (faces, landmarks) in zip((epoch, None), splits, strict=True):
-        found = None if name == "pnet" else squares(model, name, faces, settings.min_face)
+        found = None if name == "pnet" else squares(model, name, faces, settings)
         arguments = (faces, landmarks, SIDES[name], settings.batch_size, settings.min_face, settings.seed, found, first)
         batches.append(face_crops.crop_batches(*arguments, augment=first is not None))
     runs.forget_history_after(folder, epoch)
@@ -173,21 +174,23 @@ def _fit(name, network, model, splits, settings, folder, epoch):
         raise
 
 
-def squares(model, name, faces, min_face):
+def squares(model, name, faces, settings):
     """What the network of that name looks at in each image of a Dataset, ragged [images, N, 4]; says what it is.
 
     Raises:
         TfdetError: there is a kind of square of which there is none.
     """
     for least in LEARNT_FROM:
-        found = _squares(model, name, faces, min_face, least)
-        counts = face_crops.kinds_found(faces, found, min_face)
+        found = _squares(model, name, faces, settings.min_face, least)
+        counts = face_crops.kinds_found(faces, found, settings.min_face)
         said = ", ".join(f"{counts[kind]} {NAMES.get(kind, 'not used')}" for kind in counts)
         print(f"{name}: squares of {faces.name} with a probability above {least}: {said}")
-        missing = [NAMES[kind] for kind in counts if kind != DROPPED and not counts[kind]]
-        if not missing:
-            return found
-    raise TfdetError(f"{name}: {faces.name} leaves no {missing[0]} to learn from; the networks before it find none")
+        groups = settings.batch_size // face_crops.GROUP
+        if all(counts[kind] >= groups * SHARES[kind] for kind in face_crops.MOST):
+            break
+    if missing := [NAMES[kind] for kind in face_crops.MOST if not counts[kind]]:
+        raise TfdetError(f"{name}: {faces.name} leaves no {missing[0]} to learn from")
+    return found
 
 
 def _squares(model, name, faces, min_face, least):
