@@ -19,6 +19,8 @@ from tfdet.data import Dataset, Example
 KEYPOINTS = {"top": (0, -1), "left": (-1, 0), "bottom": (0, 1), "right": (1, 0)}
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
+# pytest's workers have a core each.
+tf.config.threading.set_intra_op_parallelism_threads(1)
 # Two replicas need two devices, and TensorFlow takes this before it does anything else only.
 CPUS = [tf.config.LogicalDeviceConfiguration()] * 2
 tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], CPUS)
@@ -121,11 +123,23 @@ def untrained(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """The same with one convolution as the backbone, for what takes long with a real network."""
+    from tfdet.detectors.centernet import centernet
+
+    image = keras.Input((None, None, 3))
+    backbone = keras.Model(image, {"stack1": keras.layers.Conv2D(4, 4, 4)(image)})
+    detector = centernet(("red", "blue"), backbone, side=64)
+    path = tmp_path_factory.mktemp("small") / "model.keras"
+    detector.save(path)
+    return detector, path
+
+
+@pytest.fixture(scope="session")
 def exported(untrained, tmp_path_factory):
-    """A folder with the versions 1 and 2 of that detector, for TensorFlow Serving."""
+    """A folder with the version 1 of the untrained detector, for TensorFlow Serving."""
     from tfdet import serving
 
     folder = tmp_path_factory.mktemp("export")
-    for version in (1, 2):
-        assert serving.export(untrained[0], folder, version) == folder / str(version)
+    assert serving.export(untrained[0], folder) == folder / "1"
     return folder

@@ -1,6 +1,7 @@
 """What every detector promises, whatever its algorithm. A new detector is one more row of DETECTORS."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -177,7 +178,8 @@ def test_detections_have_one_form(trained, detector, tall):
     height, width = TALL[:2]
     noise = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)
     images = np.concatenate([pixels(tall.examples[0]), noise])
-    for found in (trained.predict(images, verbose=0), detector.predict(images, verbose=0)):
+    untrained = keras.tree.map_structure(np.asarray, detector.predict_step(images))  # saves the tracing
+    for found in (untrained, trained.predict(images, verbose=0)):
         kept = found["scores"].shape[1]
         forms = {key: (value.shape, value.dtype) for key, value in found.items()}
         expected = {
@@ -206,7 +208,6 @@ def test_detections_have_one_form(trained, detector, tall):
             assert (real["boxes"] <= [width, height, width, height]).all()
             assert (real["boxes"][:, 2:] >= real["boxes"][:, :2]).all()
     # The trained one has found something, and less than there is room for: all of the above was about something.
-    found = trained.predict(images, verbose=0)
     assert 2 <= found["num_detections"][0] < kept
 
 
@@ -234,10 +235,13 @@ def test_saved_and_loaded_it_goes_on_where_it_stopped(trained, tall, tmp_path):
         np.testing.assert_array_equal(mine, other, err_msg=other.path)
 
     before = trained.get_weights()
-    batch = tfdet.validation_batches(tall, trained, 1)
-    logs = [model.fit(batch, verbose=0).history for model in (loaded, trained)]
+    batch, logs = tfdet.validation_batches(tall, trained, 1), []
+    for model in (loaded, trained):
+        model.run_eagerly, model.train_function = True, None  # tracing would take longer than the one step
+        logs.append(model.fit(batch, verbose=0).history)
     after = trained.get_weights()
     trained.set_weights(before)
+    trained.run_eagerly, trained.train_function = False, None
     assert logs[0] == {name: pytest.approx(value, rel=1e-4) for name, value in logs[1].items()}
     assert distance(loaded.get_weights(), after) < 1e-3 * distance(before, after)
 
@@ -246,45 +250,65 @@ def distance(weights, others):
     return np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(weights, others, strict=True)))
 
 
-# Runs where neither Keras nor tfdet can be imported, as in TF Serving; arguments: model, inputs, outputs (npz).
+# Runs where neither Keras nor tfdet can be imported, as in TF Serving; a line of JSON: model, inputs, outputs (npz).
 SERVE = """
+import json
 import sys
 sys.modules["keras"] = sys.modules["tfdet"] = None
 import numpy as np
 import tensorflow as tf
 
-folder, source, target = sys.argv[1:]
-inputs = dict(np.load(source))
-calls = {
-    "images": ("images", "images", inputs["images"]),
-    "bytes": ("serving_default", "image_bytes", inputs["image_bytes"].astype(object)),
-    "first": ("serving_default", "image_bytes", inputs["image_bytes"][:1].astype(object)),
-    "second": ("serving_default", "image_bytes", inputs["image_bytes"][1:].astype(object)),
-}
-found = {}
-model = tf.saved_model.load(folder)
-for name, (signature, argument, value) in calls.items():
-    for key, output in model.signatures[signature](**{argument: tf.constant(value)}).items():
-        found[f"python/{name}/{key}"] = output.numpy()
-with tf.compat.v1.Session(graph=tf.Graph()) as session:
-    signatures = tf.compat.v1.saved_model.loader.load(session, ["serve"], folder).signature_def
+def serve(folder, source, target):
+    inputs = dict(np.load(source))
+    calls = {
+        "images": ("images", "images", inputs["images"]),
+        "bytes": ("serving_default", "image_bytes", inputs["image_bytes"].astype(object)),
+        "first": ("serving_default", "image_bytes", inputs["image_bytes"][:1].astype(object)),
+        "second": ("serving_default", "image_bytes", inputs["image_bytes"][1:].astype(object)),
+    }
+    found = {}
+    model = tf.saved_model.load(folder)
     for name, (signature, argument, value) in calls.items():
-        signature = signatures[signature]
-        fetches = {key: tensor.name for key, tensor in signature.outputs.items()}
-        for key, output in session.run(fetches, {signature.inputs[argument].name: value}).items():
-            found[f"graph/{name}/{key}"] = output
-np.savez(target, **found)
+        for key, output in model.signatures[signature](**{argument: tf.constant(value)}).items():
+            found[f"python/{name}/{key}"] = output.numpy()
+    with tf.compat.v1.Session(graph=tf.Graph()) as session:
+        signatures = tf.compat.v1.saved_model.loader.load(session, ["serve"], folder).signature_def
+        for name, (signature, argument, value) in calls.items():
+            signature = signatures[signature]
+            fetches = {key: tensor.name for key, tensor in signature.outputs.items()}
+            for key, output in session.run(fetches, {signature.inputs[argument].name: value}).items():
+                found[f"graph/{name}/{key}"] = output
+    np.savez(target, **found)
+
+for line in sys.stdin:
+    serve(*json.loads(line))
+    print("served", flush=True)
 """
 
 
-def test_the_export_equals_predict_without_keras_and_without_tfdet(trained, tall, draw_image, tmp_path):
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A function (model, inputs, outputs) that has them served, all by one process: TensorFlow takes long to start."""
+    errors = tmp_path_factory.mktemp("server") / "errors"
+    with open(errors, "w") as file:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": file, "text": True}
+        process = subprocess.Popen([sys.executable, "-c", SERVE], **pipes)
+
+    def serve(*paths):
+        process.stdin.write(json.dumps([str(path) for path in paths]) + "\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "served\n", errors.read_text()[-2000:]
+
+    yield serve
+    process.communicate()
+
+
+def test_the_export_equals_predict_without_keras_and_without_tfdet(trained, tall, draw_image, tmp_path, server):
     folder = tfdet.export(trained, tmp_path / "export")
     tall_png, wide_jpeg = tall.examples[0].image, draw_image(180, 400, [(30, 20, 150, 160)], [1], "JPEG")
     images = np.concatenate([pixels(tall.examples[0]), pixels(tall.examples[0])[:, ::-1]])
     np.savez(tmp_path / "inputs.npz", images=images, image_bytes=np.array([tall_png, wide_jpeg]))
-    command = [sys.executable, "-c", SERVE, str(folder), str(tmp_path / "inputs.npz"), str(tmp_path / "outputs.npz")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-2000:]
+    server(folder, tmp_path / "inputs.npz", tmp_path / "outputs.npz")
     outputs = np.load(tmp_path / "outputs.npz")
 
     names = folder / "assets.extra" / "keypoint_names.txt"
@@ -356,7 +380,7 @@ def test_a_copy_in_bfloat16_finds_the_same(trained, tall):
 UNEVEN = (TALL, SIZES[4], SIZES[1], EMPTY)
 
 
-def after_one_step(row, dataset, strategy):
+def after_one_step(row, dataset, strategy, run_eagerly=False):
     """-> (detector, its weights before the step, logged figures).
 
     In double precision: in float32 the other order of sums may turn a ReLU or the choice of a pool, as it does on one
@@ -366,7 +390,7 @@ def after_one_step(row, dataset, strategy):
     keras.mixed_precision.set_dtype_policy("float64")
     with strategy.scope():
         detector = row.build(dataset.class_names)
-        detector.compile(keras.optimizers.SGD(0.01))
+        detector.compile(keras.optimizers.SGD(0.01), run_eagerly=run_eagerly)
     before = detector.get_weights()
     logs = detector.fit(tfdet.validation_batches(dataset, detector, 4), verbose=0).history
     return detector, before, logs
@@ -378,7 +402,8 @@ def on_two_replicas(row, make_dataset, two_replicas):
 
 
 def test_two_replicas_do_the_step_that_one_does(row, make_dataset, on_two_replicas):
-    one, before, logs = after_one_step(row, make_dataset(*UNEVEN), tf.distribute.OneDeviceStrategy("CPU:0"))
+    device = tf.distribute.OneDeviceStrategy("CPU:0")
+    one, before, logs = after_one_step(row, make_dataset(*UNEVEN), device, run_eagerly=True)
     two, two_before, two_logs = on_two_replicas
     assert distance(before, two_before) == 0
     assert two_logs == {name: pytest.approx(value, rel=1e-5) for name, value in logs.items()}

@@ -301,11 +301,11 @@ def test_evaluate_says_what_it_leaves_out(table, model, capsys):
     assert "csv:boxes val: 1 images" in out
 
 
-def test_export_makes_the_next_version_beside_the_first(tmp_path, model, capsys):
+def test_export_makes_the_next_version_beside_the_first(tmp_path, small, capsys):
     (tmp_path / "1").mkdir()
-    line = fails(capsys, ["export", "--model", model, "-o", tmp_path])
+    line = fails(capsys, ["export", "--model", small[1], "-o", tmp_path])
     assert f"{tmp_path / '1'}: this version exists already" in line
-    main(["export", "--model", model, "-o", str(tmp_path), "--version", "2"])
+    main(["export", "--model", str(small[1]), "-o", str(tmp_path), "--version", "2"])
     assert str(tmp_path / "2") in capsys.readouterr().out
     assert (tmp_path / "2" / "saved_model.pb").is_file()
 

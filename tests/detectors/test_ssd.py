@@ -408,7 +408,7 @@ def test_fit_takes_callbacks_as_keras_does(tiny, callbacks):
     assert np.isfinite(history["loss"]).all()
 
 
-def test_it_trains_under_xla_and_predicts_without():
+def test_it_trains_under_xla_and_predicts_without(monkeypatch):
     keras.utils.set_random_seed(0)
     model = tiny_ssd()
     images, targets = tiny_batch(model)
@@ -421,5 +421,10 @@ def test_it_trains_under_xla_and_predicts_without():
     for name, value in found.items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-3)
     model.compile(keras.optimizers.SGD(0.0), jit_compile=False)
+    compute_loss, traced = type(model).compute_loss, []
+    monkeypatch.setattr(
+        type(model), "compute_loss", lambda *args, **kwargs: traced.append(0) or compute_loss(*args, **kwargs)
+    )
     plain = model.fit(images, targets, verbose=0).history
     np.testing.assert_allclose(compiled["loss"], plain["loss"], rtol=1e-4)
+    assert len(traced) == 1, "a step is traced once, though the optimizer had no variables before it"

@@ -98,6 +98,12 @@ class Detector(keras.Model):
         kwargs.setdefault("shuffle", isinstance(x, np.ndarray))  # Keras warns of it where a pipeline does it
         return super().fit(x, *args, callbacks=[StopOnNonFiniteLoss(), *callbacks], **kwargs)
 
+    def make_train_function(self, force=False):
+        """keras.Model's; of a step that makes the optimizer's variables on its way TensorFlow would trace two."""
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
+
     def make_predict_function(self, force=False):
         """keras.Model's, but not compiled by XLA, whatever `jit_compile` says: NMS has no XLA kernel.
 
