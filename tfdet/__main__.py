@@ -1,4 +1,4 @@
-"""The command line: python -m tfdet check-data | predict | evaluate | export | client | convert."""
+"""The command line: python -m tfdet check-data | inspect | predict | evaluate | export | client | convert."""
 
 import dataclasses
 import glob
@@ -21,6 +21,7 @@ from tfdet.data.images import load_image
 from tfdet.detectors.base import Detector
 from tfdet.errors import TfdetError
 from tfdet.extreme_points import octagons
+from tfdet.inspection.command import inspect
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif"}
 
@@ -53,6 +54,36 @@ class CheckData:
     """Splits to check; by default all that there are."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "data-check"
     """Folder for check.json and contact_sheet.png."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspect:
+    """See which samples each algorithm calls positive, negative or ignored on a data set, and which objects nobody is
+    responsible for: a table, statistics.json, and a report with pictures.
+
+    Each detector is what its recipe would train on this data; of Faster R-CNN the first stage is shown. Nothing is
+    trained, and no weights are needed.
+    """
+
+    data: str
+    """The data: coco:DIR, coco_keypoints:DIR, coco_masks:DIR, voc:DIR, csv:FILE, wider_face:DIR, landmarks:FILE,
+    dlib:DIR, tfrecord:DIR or shapes."""
+    split: str = "train"
+    """Split of the data."""
+    image: tuple[str, ...] = ()
+    """Ids of the images in the report; else three of those with objects."""
+    detectors: tuple[str, ...] = ()
+    """Their names, with commas or spaces between them; else all that can learn from the data."""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """What if: DETECTOR.SETTING=VALUE, such as ssd300.iou=0.4, adds a row; may be given several times."""
+    table: bool = True
+    """Count the samples of the whole split; --no-table: only draw the images."""
+    suggest_priors: bool = False
+    """Also add rows with priors and anchors that fit the boxes, and print them for a recipe's settings file."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """What to do with a broken image or box: stop, or leave it out and say so."""
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "report"
+    """Folder for the report."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +177,7 @@ class Convert:
 def main(args=None):
     commands = {
         "check-data": CheckData,
+        "inspect": Inspect,
         "predict": Predict,
         "evaluate": Evaluate,
         "export": Export,
@@ -156,6 +188,8 @@ def main(args=None):
     match arguments:
         case CheckData():
             raise SystemExit(commandline.run(lambda: check_data(arguments)))
+        case Inspect():
+            commandline.run(lambda: inspect(arguments))
         case Predict():
             commandline.run(lambda: predict(arguments))
         case Evaluate():

@@ -7,6 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfdet.errors import TfdetError
+
 
 @keras.saving.register_keras_serializable("tfdet")
 class PriorBox(keras.layers.Layer):
@@ -212,6 +214,17 @@ def ssd_sizes(image_size, num_levels, first_ratio, min_ratio, max_ratio=0.9, flo
     return tuple(sizes[:-1]), tuple(sizes[1:])
 
 
+def sizes_of_levels(sizes, strides):
+    """The sizes of anchors, as they came.
+
+    Raises:
+        TfdetError: they are not one for each level.
+    """
+    if len(sizes) != len(strides):
+        raise TfdetError(f"{len(sizes)} sizes of anchors ({', '.join(map(str, sizes))}) for {len(strides)} levels")
+    return sizes
+
+
 class AnchorPyramid:
     """The anchors, or points, of all levels for an image of any size, and the way between one list and a map a level.
 
@@ -252,6 +265,11 @@ class AnchorPyramid:
     def join(self, maps, *channels):
         """Maps [B, H, W, A, *channels] -> [B, N, *channels]: the way back, for a batch."""
         return ops.concatenate([ops.reshape(m, (ops.shape(m)[0], -1, *channels)) for m in maps], axis=1)
+
+    def levels(self, height, width):
+        """int32 [N]: the number of the level of each anchor of an image of that size, 0 being the finest."""
+        maps = zip(self.generators, self._maps(height, width), strict=True)
+        return ops.concatenate([ops.full((h * w * g.num_anchors,), i, "int32") for i, (g, (h, w)) in enumerate(maps)])
 
     def _padded(self, height, width):
         sides = [height, width]

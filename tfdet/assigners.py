@@ -152,6 +152,22 @@ def fcos_points(points, ranges, boxes, radius=None, shape="square", crowd=None):
     owners = order if crowd is None else ops.where(ops.take(crowd, order), IGNORED, order)
     boxes = ops.take(boxes, order, axis=0)
 
+    box, place, in_range, near = fcos_pairs(points, ranges, boxes, radius, shape)
+    serves = in_range & near
+    if crowd is not None:
+        serves = serves | (ops.take(owners, box) == IGNORED)
+    ranks = ops.where(serves, ops.cast(box, "int32") + 1, 0)
+    best = ops.maximum(ops.segment_max(ranks, place, num_segments=ops.shape(points)[0]), 0)
+    return ops.take(ops.pad(owners, [[1, 0]], constant_values=NEGATIVE), best)
+
+
+def fcos_pairs(points, ranges, boxes, radius=None, shape="square"):
+    """Every pair of a box and a location that lies inside it; arguments as `fcos_points`.
+
+    Returns:
+        [P] box, [P] location, and what else there is to ask before it may serve the box, each bool [P]: is its greatest
+        distance to a side in the range of its level, and is it near the centre?
+    """
     # A few long rows, which is the fast way round; and only of the pairs inside is more than that computed.
     x, y = points[:, 0], points[:, 1]
     x1, y1, x2, y2 = (column[:, None] for column in ops.unstack(boxes, 4, axis=-1))
@@ -160,19 +176,15 @@ def fcos_points(points, ranges, boxes, radius=None, shape="square", crowd=None):
     least, greatest = ops.unstack(ops.take(ranges, place, axis=0), 2, axis=-1)
     before, behind = points_inside[:, :2] - boxes_around[:, :2], boxes_around[:, 2:] - points_inside[:, :2]
     furthest = ops.max(ops.maximum(before, behind), axis=-1, initial=0.0)  # initial: also when there is no pair
-    serves = (furthest >= least) & (furthest <= greatest)
-    if radius:
-        from_centre = ops.abs(before - behind) / 2
-        if shape == "square":
-            from_centre = ops.max(from_centre, axis=-1, initial=0.0)
-        else:
-            from_centre = ops.sqrt(ops.sum(from_centre * from_centre, axis=-1))
-        serves = serves & (from_centre < radius * points_inside[:, 2])
-    if crowd is not None:
-        serves = serves | (ops.take(owners, box) == IGNORED)
-    ranks = ops.where(serves, ops.cast(box, "int32") + 1, 0)
-    best = ops.maximum(ops.segment_max(ranks, place, num_segments=ops.shape(points)[0]), 0)
-    return ops.take(ops.pad(owners, [[1, 0]], constant_values=NEGATIVE), best)
+    in_range = (furthest >= least) & (furthest <= greatest)
+    if not radius:
+        return box, place, in_range, ops.ones_like(in_range)
+    from_centre = ops.abs(before - behind) / 2
+    if shape == "square":
+        from_centre = ops.max(from_centre, axis=-1, initial=0.0)
+    else:
+        from_centre = ops.sqrt(ops.sum(from_centre * from_centre, axis=-1))
+    return box, place, in_range, from_centre < radius * points_inside[:, 2]
 
 
 def _first_best(overlaps):

@@ -70,7 +70,12 @@ def _from_toml(settings_class, path):
     fields = {field.name for field in dataclasses.fields(settings_class)}
     if unknown := sorted(set(values) - fields):
         fail(f"{path}: unknown setting {', '.join(unknown)}; there are {', '.join(sorted(fields))}")
-    return _in_one_line(tyro.cli, settings_class, args=list(_flags(values)), where=f"{path}: ")
+    return from_values(settings_class, values, f"{path}: ")
+
+
+def from_values(settings_class, values, where=""):
+    """Fill a dataclass with values as those of a TOML file, {field: value}; `where`: what a complaint begins with."""
+    return _in_one_line(tyro.cli, settings_class, args=list(_flags(values)), where=where)
 
 
 def _flags(values):

@@ -59,6 +59,13 @@ def place(boxes, labels, height, width, min_overlap):
     return cells, ops.where(real, radii, -1), sizes, centres - ops.floor(centres)
 
 
+def cells(points, real):
+    """Row and column int32 [M, ..., 2] of the cells in which points [M, ..., 2] lie, x and y in units of cells; -1 for
+    those of rows that are not `real`, bool [M]."""
+    index = ops.flip(ops.cast(ops.floor(points), "int32"), axis=-1)
+    return ops.where(ops.reshape(real, (-1, *[1] * (len(points.shape) - 1))), index, -1)
+
+
 def first_rows(values, count, padding):
     """The first `count` of [M, ...], filled up where there are fewer: targets of every image have one shape."""
     values = ops.pad(values, [[0, count]] + [[0, 0]] * (len(values.shape) - 1), constant_values=padding)

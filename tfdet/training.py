@@ -119,8 +119,18 @@ def fill_in(settings, defaults):
     return settings
 
 
+def refuse_own_anchors(settings, name):
+    """For a network that comes with its priors or anchors.
+
+    Raises:
+        TfdetError: the setting of that name has other sizes.
+    """
+    if getattr(settings, name) is not None:
+        raise TfdetError(f"--{name.replace('_', '-')}: {settings.weights or settings.backbone} comes with its own")
+
+
 LEAST = {"batch_size": 1, "steps": 1, "epochs": 0, "evaluate_every": 1, "short_sides": 1, "long_side": 1, "side": 1}
-LEAST |= {"learning_rate": 0, "drops": 1, "warmup_steps": 0, "weight_decay": 0}
+LEAST |= {"prior_sizes": 1, "anchor_sizes": 1, "learning_rate": 0, "drops": 1, "warmup_steps": 0, "weight_decay": 0}
 
 
 def _check_numbers(settings):

@@ -272,6 +272,22 @@ def two_sizes():
     return dataset(wide, example(5, [(0, 8, 8, 16)], size=(16, 8)))
 
 
+@pytest.mark.parametrize("seed", [None, 3])
+def test_blank_images_are_what_the_batches_are_made_of(two_sizes, short_side, seed):
+    if seed is None:
+        batches = pipeline.validation_batches(two_sizes, short_side, 1)
+    else:
+        batches = pipeline.training_batches(two_sizes, short_side, 1, seed)
+    found = list(pipeline.blank_images(two_sizes, short_side, short_side.encode, seed))
+    assert len(found) == 2
+    for blank, (_, targets) in zip(found, batches, strict=True):
+        tf.nest.map_structure(lambda a, b: np.testing.assert_array_equal(a, b[0]), blank, targets)
+    if seed is None:
+        for number, one in enumerate(two_sizes.examples):
+            alone = short_side.encode(*pipeline.fed_blank(one, number, short_side))
+            tf.nest.map_structure(np.testing.assert_array_equal, alone, found[number])
+
+
 BATCHES = [pipeline.validation_batches, pipeline.training_batches]
 
 

@@ -1,4 +1,6 @@
-"""A report, made by hand, as `tfdet inspect` makes it: two pictures, one of them of an id and labels by a stranger."""
+"""A report, made by hand, as `tfdet inspect` makes it, with an id and labels by a stranger; and small data sets."""
+
+import dataclasses
 
 import numpy as np
 import pytest
@@ -106,3 +108,41 @@ def report():
         ],
         "pictures": [first, second],
     }
+
+
+TALL = (150, 90, [(10, 20, 60, 70), (12, 22, 58, 72), (3, 100, 9, 130)], [0, 0, 1])
+WIDE = (60, 160, [(80, 10, 120, 50), (5, 5, 30, 50)], [1, 0])
+SQUARE = (128, 128, [(4, 4, 100, 120), (30, 30, 36, 36), (60, 20, 120, 90)], [1, 1, 0])
+EMPTY = (100, 120, [], [])
+
+
+@pytest.fixture(scope="session")
+def drawn(make_dataset):
+    """Four images that differ in size, one of them without objects; the last object of the first is a crowd."""
+    dataset = make_dataset(TALL, WIDE, SQUARE, EMPTY)
+    crowd = np.array([False, False, True])
+    return dataclasses.replace(
+        dataset, examples=(dataclasses.replace(dataset.examples[0], crowd=crowd), *dataset.examples[1:])
+    )
+
+
+@pytest.fixture(scope="session")
+def table(draw_image, tmp_path_factory):
+    """A CSV file of these, without the crowd, and in the split "none" of an image without objects alone."""
+    folder = tmp_path_factory.mktemp("photographs")
+    lines = ["path,x1,y1,x2,y2,label,split"]
+    for name, split, image in (
+        ("tall", "train", TALL),
+        ("wide", "train", WIDE),
+        ("empty", "train", EMPTY),
+        ("square", "val", SQUARE),
+        ("nothing", "none", EMPTY),
+    ):
+        (folder / f"{name}.png").write_bytes(draw_image(*image))
+        _, _, boxes, labels = image
+        lines += [
+            ",".join([f"{name}.png", *map(str, box), ("red", "blue")[label], split])
+            for box, label in zip(boxes, labels, strict=True)
+        ] or [f"{name}.png,,,,,,{split}"]
+    (folder / "boxes.csv").write_text("\n".join(lines))
+    return folder / "boxes.csv"

@@ -31,24 +31,18 @@ def training_batches(dataset, detector, batch_size, seed=0, cache=False, start_s
     if len(dataset) < batch_size:
         raise ValueError(f"{dataset.name}: {len(dataset)} images do not fill one batch of {batch_size}")
     look_up, encoder = annotations(dataset, detector.keypoint_names, detector.name), _encoder(detector)
-    # What is shuffled, as a whole, are numbers: little memory and no wait, however many images there are.
     examples = tf.data.Dataset.range(len(dataset))
     if cache:
         examples = _map(examples, lambda i: _decode(look_up(i))).cache()
-    seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
-    order = examples.shuffle(len(dataset), seed=seed, reshuffle_each_iteration=True)
-    stream = tf.data.Dataset.zip(order, seeds)
+    stream = _in_random_order(examples, len(dataset), seed)
     if start_step is not None:
         # Skipped before anything is decoded: going on costs no time.
         per_epoch = len(dataset) // batch_size * batch_size
         stream = stream.take(per_epoch).repeat().skip(start_step * batch_size)
 
     def encode(example, seed):
-        example = example if cache else _decode(look_up(example))
-        boxes, labels, *keypoints = _objects(example, detector)
-        seeds = tf.stack([seed, 0])
-        image, boxes, labels, *keypoints = detector.augmentation(example["image"], boxes, labels, seeds, *keypoints)
-        return image, encoder(image, boxes, labels, seed, *keypoints)
+        fed = _augmented(example if cache else _decode(look_up(example)), seed, detector)
+        return fed[0], encoder(*fed)
 
     return _batched(_map(stream, encode), batch_size, drop_remainder=True)
 
@@ -60,14 +54,46 @@ def validation_batches(dataset, detector, batch_size):
     encoder, resizer = _encoder(detector), _resizer(detector)
 
     def encode(i):
-        example = _decode(look_up(i))
-        boxes, labels, *keypoints = _objects(example, detector)
-        resized = resizer(example["image"])
-        boxes *= resized["scale"]
-        keypoints = [places * tf.concat([resized["scale"][:2], [1.0]], axis=0) for places in keypoints]
-        return resized["images"], encoder(resized["images"], boxes, labels, i, *keypoints)
+        fed = _resized(_decode(look_up(i)), i, detector, resizer)
+        return fed[0], encoder(*fed)
 
     return _batched(_map(tf.data.Dataset.range(len(dataset)), encode), batch_size)
+
+
+def blank_images(dataset, detector, function, seed=None):
+    """What `function` says of each image, as `detector.encode` is given it, but blank: nothing is decoded.
+
+    Their order, sizes, boxes and seeds are those of `validation_batches`; with a seed they are those of the first epoch
+    of `training_batches` of that seed, augmented, and none is left out at the end.
+
+    Args:
+        function: as `Detector.encode`.
+    Returns:
+        tf.data.Dataset of {name: tensor}, one image each.
+    Raises:
+        TfdetError: the data set has not the keypoints that the detector learns.
+    """
+    look_up = annotations(dataset, detector.keypoint_names, detector.name)
+    resizer = _resizer(detector)
+    sizes = tf.constant([(example.height, example.width, 3) for example in dataset.examples])
+
+    def blank(i):
+        return {**look_up(i), "image": tf.zeros(sizes[i], tf.uint8)}
+
+    numbers = tf.data.Dataset.range(len(dataset))
+    if seed is None:
+        return _map(numbers, lambda i: function(*_resized(blank(i), i, detector, resizer)))
+    stream = _in_random_order(numbers, len(dataset), seed)
+    return _map(stream, lambda i, seed: function(*_augmented(blank(i), seed, detector)))
+
+
+def fed_blank(example, number, detector):
+    """An Example, the `number`-th of a set, as `blank_images` gives it to a function without augmentation."""
+    columns = {name: tf.constant(getattr(example, name)) for name in ("boxes", "labels", "crowd")}
+    if detector.keypoint_names:
+        columns["keypoints"] = tf.constant(example.keypoints)
+    columns["image"] = tf.zeros((example.height, example.width, 3), tf.uint8)
+    return _resized(columns, tf.constant(number, tf.int64), detector, _resizer(detector))
 
 
 def prediction_batches(images, detector, batch_size):
@@ -140,6 +166,29 @@ def _objects(example, detector):
     if detector.wants_crowds:
         return example["boxes"], tf.where(example["crowd"], -1, example["labels"])
     return [example[name][~example["crowd"]] for name in ("boxes", "labels", "keypoints") if name in example]
+
+
+def _in_random_order(examples, count, seed):
+    """Pairs of an example and the seed of what is drawn for it, in another order in each epoch."""
+    # What is shuffled, as a whole, are numbers: little memory and no wait, however many images there are.
+    seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
+    return tf.data.Dataset.zip(examples.shuffle(count, seed=seed, reshuffle_each_iteration=True), seeds)
+
+
+def _augmented(example, seed, detector):
+    """What `detector.encode` is given in training: image, boxes, labels, seed and, if it finds any, keypoints."""
+    boxes, labels, *keypoints = _objects(example, detector)
+    seeds = tf.stack([seed, 0])
+    image, boxes, labels, *keypoints = detector.augmentation(example["image"], boxes, labels, seeds, *keypoints)
+    return image, boxes, labels, seed, *keypoints
+
+
+def _resized(example, seed, detector, resizer):
+    """The same without augmentation."""
+    boxes, labels, *keypoints = _objects(example, detector)
+    resized = resizer(example["image"])
+    keypoints = [places * tf.concat([resized["scale"][:2], [1.0]], axis=0) for places in keypoints]
+    return resized["images"], boxes * resized["scale"], labels, seed, *keypoints
 
 
 def _encoder(detector):

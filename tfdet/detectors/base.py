@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfdet.backbones.stand_in import StandIn
 from tfdet.distribution import num_replicas
 from tfdet.errors import NonFiniteLossError, require_tensorflow
 
@@ -61,6 +62,8 @@ class Detector(keras.Model):
 
     def create_weights(self, height, width):
         """Called by a subclass when all else is set: makes every weight, for fed images of that size in pixels."""
+        if isinstance(self.backbone, StandIn):  # only the targets are wanted
+            return
         self._part_means = [keras.metrics.Mean(name=f"{part}_loss") for part in self.detection_loss.parts]
         self(keras.Input((height, width, 3)))
 
@@ -77,6 +80,14 @@ class Detector(keras.Model):
         seed: int, by which whatever is drawn by lot is drawn.
         """
         return self.encoder(boxes, labels)
+
+    def samples(self, image, boxes, labels, seed, *keypoints):
+        """Which samples the encoder calls positive there, of what is given to `encode`: for `tfdet inspect`.
+
+        Returns:
+            a tuple of `tfdet.inspection.samples.Samples`, one for each stage.
+        """
+        raise NotImplementedError(f"{self.name} does not say which samples it has")
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         if sample_weight is not None:

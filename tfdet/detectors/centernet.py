@@ -18,6 +18,7 @@ image lies in the corner and not in the middle of it; boxes end at the border of
 """
 
 import keras
+import numpy as np
 from keras import ops
 
 from tfdet import backbones, heatmaps, losses, nms
@@ -26,6 +27,7 @@ from tfdet.data.transforms import CenterNetAugmentation
 from tfdet.detectors.base import Detector, unscaled, unscaled_peaks
 from tfdet.distribution import sum_over_replicas
 from tfdet.errors import TfdetError
+from tfdet.inspection.samples import of_points
 from tfdet.resizers import KeepSize, ShortSide, rescale, without_padding
 
 STRIDE = 4  # pixels of a cell
@@ -84,9 +86,7 @@ class CenterNetTargetEncoder:
             {"heatmap" float32 [h, w, C]} and, of the first objects, what `heatmaps.place` says: "cells" int32
             [max_objects, 2], "size" and "offset" float32 [max_objects, 2]. Cells of rows without an object are -1.
         """
-        height, width = (side // STRIDE for side in (self.size if size is None else size))
-        boxes = ops.cast(boxes, "float32") / STRIDE
-        cells, radii, sizes, offsets = heatmaps.place(boxes, labels, height, width, self.min_overlap)
+        (height, width), (cells, radii, sizes, offsets) = self.place(boxes, labels, size)
         shape, labels = (height, width, self.num_classes), ops.maximum(ops.cast(labels, "int32"), 0)
         return {
             "heatmap": heatmaps.draw_gaussians(shape, cells, radii, labels),
@@ -94,6 +94,12 @@ class CenterNetTargetEncoder:
             "size": heatmaps.first_rows(sizes, self.max_objects, 0.0),
             "offset": heatmaps.first_rows(offsets, self.max_objects, 0.0),
         }
+
+    def place(self, boxes, labels, size=None):
+        """Height and width of the map, and where the objects lie on it: see `heatmaps.place`."""
+        height, width = (side // STRIDE for side in (self.size if size is None else size))
+        boxes = ops.cast(boxes, "float32") / STRIDE
+        return (height, width), heatmaps.place(boxes, labels, height, width, self.min_overlap)
 
 
 class CenterNetLoss:
@@ -224,6 +230,12 @@ class CenterNet(Detector):
     def encode(self, image, boxes, labels, seed):
         return self.encoder(boxes, labels, ops.shape(image)[:2])
 
+    def samples(self, image, boxes, labels, seed):
+        _, (cells, *_) = self.encoder.place(boxes, labels, ops.shape(image)[:2])
+        maps = {"centre": self.encode(image, boxes, labels, seed)["heatmap"]}
+        pixels = np.float32((STRIDE, STRIDE))
+        return (of_points("centres", {"centre": cells}, maps, labels, pixels, self.encoder.max_objects),)
+
     def detect(self, images, scale):
         return unscaled(at_scales(self._detect, images, self.scales, self.multiple, self.decoder), scale)
 
@@ -269,10 +281,11 @@ def at_scales(detect, images, scales, multiple, decoder):
 
 
 def head_settings(backbone):
-    """Of a backbone's name: channels of the released heads, and what the sides of an image must be a multiple of."""
+    """Of a backbone or its name: channels of the released heads, and what an image's sides must be a multiple of."""
+    name = getattr(backbone, "name", backbone)
     return (
-        256 if backbone in ("dla34", "hourglass104") else 64,
-        128 if backbone == "hourglass104" else 32,  # 5 times halved from stride 4
+        256 if name in ("dla34", "hourglass104") else 64,
+        128 if name == "hourglass104" else 32,  # 5 times halved from stride 4
     )
 
 

@@ -30,6 +30,7 @@ from tfdet.backbones.keypoints import point_map
 from tfdet.corner_pooling import corner_pooling_module
 from tfdet.detectors.centernet import heatmap_loss
 from tfdet.detectors.point_groups import PointGroups, backbone_settings, cells_of, in_pixels, offset_loss
+from tfdet.inspection.samples import of_points
 
 POOLS = {"top_left": ("top", "left"), "bottom_right": ("bottom", "right")}
 MAPS = ("heatmap", "tag", "offset")
@@ -77,25 +78,34 @@ class CornerNetTargetEncoder:
             [max_objects, 2], and the same of "bottom_right"}: of each object the row and column of the corner's cell,
             and where in it the corner lies, x and y. Cells of rows without an object are -1.
         """
-        height, width = self.size if size is None else size
-        rows, columns, cells_per_pixel = cells_of((height, width))
-        boxes = box_ops.clip(boxes, ops.cast(height - 1, "float32"), ops.cast(width - 1, "float32"))
-        boxes = boxes * ops.tile(cells_per_pixel, 2)
-        sizes = boxes[:, 2:] - boxes[:, :2]
+        size = self.size if size is None else size
+        rows, columns, _ = cells_of(size)
         labels = ops.cast(labels, "int32")
-        real = ops.all(sizes > 0, axis=-1) & (labels >= 0)
+        sizes, points, cells = self.place(boxes, labels, size)
         widths, heights = ops.unstack(ops.ceil(sizes), 2, axis=-1)
-        radii = heatmaps.gaussian_radius(heights, widths, self.min_overlap, legacy=False)
-        radii, labels = ops.where(real, ops.cast(radii, "int32"), -1), ops.maximum(labels, 0)
+        radii = ops.cast(heatmaps.gaussian_radius(heights, widths, self.min_overlap, legacy=False), "int32")
+        radii, labels = ops.where(cells["top_left"][:, 0] < 0, -1, radii), ops.maximum(labels, 0)
         targets = {}
-        for corner, points in (("top_left", boxes[:, :2]), ("bottom_right", boxes[:, 2:])):
-            cells = ops.where(real[:, None], ops.flip(ops.cast(ops.floor(points), "int32"), axis=-1), -1)
-            offsets = points - ops.floor(points)
-            heatmap = heatmaps.draw_gaussians((rows, columns, self.num_classes), cells, radii, labels)
-            targets[f"{corner}_heatmap"] = heatmap
-            targets[f"{corner}_cells"] = heatmaps.first_rows(cells, self.max_objects, -1)
+        for corner, own in cells.items():
+            shape, offsets = (rows, columns, self.num_classes), points[corner] - ops.floor(points[corner])
+            targets[f"{corner}_heatmap"] = heatmaps.draw_gaussians(shape, own, radii, labels)
+            targets[f"{corner}_cells"] = heatmaps.first_rows(own, self.max_objects, -1)
             targets[f"{corner}_offset"] = heatmaps.first_rows(offsets, self.max_objects, 0.0)
         return targets
+
+    def place(self, boxes, labels, size):
+        """Where the objects lie on the maps of a fed image of that size.
+
+        Returns:
+            width and height float32 [M, 2] in cells; {corner: x and y float32 [M, 2] in cells}; {corner: row and column
+            of its cell int32 [M, 2], -1 for what is no object}.
+        """
+        height, width = size
+        boxes = box_ops.clip(boxes, ops.cast(height - 1, "float32"), ops.cast(width - 1, "float32"))
+        boxes = boxes * ops.tile(cells_of(size)[-1], 2)
+        sizes, points = boxes[:, 2:] - boxes[:, :2], {"top_left": boxes[:, :2], "bottom_right": boxes[:, 2:]}
+        real = ops.all(sizes > 0, axis=-1) & (labels >= 0)
+        return sizes, points, {corner: heatmaps.cells(where, real) for corner, where in points.items()}
 
 
 class CornerNetLoss:
@@ -207,6 +217,12 @@ class CornerNet(PointGroups):
         self.encoder = CornerNetTargetEncoder(self.num_classes, size)
         self.detection_loss = CornerNetLoss()
         self.decoder = CornerNetDecoder()
+
+    def samples(self, image, boxes, labels, seed):
+        size, targets = ops.shape(image)[:2], self.encode(image, boxes, labels, seed)
+        *_, cells = self.encoder.place(boxes, labels, size)
+        maps, pixels = {corner: targets[f"{corner}_heatmap"] for corner in cells}, 1 / cells_of(size)[-1]
+        return (of_points("corners", cells, maps, labels, pixels, self.encoder.max_objects),)
 
 
 def cornernet(num_classes, backbone="hourglass104", weights=None, side=511, keep_size=False):

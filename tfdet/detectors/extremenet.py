@@ -34,6 +34,7 @@ from tfdet import boxes as box_ops
 from tfdet.backbones.keypoints import point_map
 from tfdet.detectors.centernet import heatmap_loss
 from tfdet.detectors.point_groups import PointGroups, backbone_settings, cells_of, in_pixels, offset_loss
+from tfdet.inspection.samples import of_points
 
 POINTS = skeleton.EXTREME_POINTS
 EDGES = {"top": 2, "left": 1, "bottom": 2, "right": 1}  # the axis of a map along which such an edge lies
@@ -81,30 +82,38 @@ class ExtremeNetTargetEncoder:
             and the same of "left", "bottom" and "right", "centre_heatmap"}: of each object the row and column of the
             point's cell, and where in it the point lies, x and y. Cells of rows without an object are -1.
         """
-        height, width = self.size if size is None else size
-        rows, columns, cells_per_pixel = cells_of((height, width))
-        last = ops.cast(ops.stack([width - 1, height - 1]), "float32")
-        keypoints, labels = ops.cast(keypoints, "float32"), ops.cast(labels, "int32")
-        sizes = box_ops.clip(boxes, last[1], last[0])
-        sizes = (sizes[:, 2:] - sizes[:, :2]) * cells_per_pixel
-        real = ops.all(sizes > 0, axis=-1) & (labels >= 0) & ops.all(keypoints[..., 2] > 0, axis=-1)
+        size = self.size if size is None else size
+        rows, columns, _ = cells_of(size)
+        labels = ops.cast(labels, "int32")
+        sizes, points, cells = self.place(boxes, labels, keypoints, size)
         widths, heights = ops.unstack(ops.ceil(sizes), 2, axis=-1)
         radii = ops.cast(heatmaps.gaussian_radius(heights, widths, self.min_overlap), "int32")
-        radii, labels = ops.where(real, radii, -1), ops.maximum(labels, 0)
-
-        points = ops.clip(keypoints[..., :2], 0.0, last) * cells_per_pixel
-        offsets = points - ops.floor(points)
-        cells = ops.where(real[:, None, None], ops.flip(ops.cast(ops.floor(points), "int32"), axis=-1), -1)
-        top, left, bottom, right = ops.unstack(cells, 4, axis=1)
-        centre = ops.stack([(top[:, 0] + bottom[:, 0]) // 2, (left[:, 1] + right[:, 1]) // 2], axis=-1)
-        targets = {}
-        for name, where in zip((*POINTS, "centre"), (top, left, bottom, right, centre), strict=True):
-            shape = rows, columns, self.num_classes
-            targets[f"{name}_heatmap"] = heatmaps.draw_gaussians(shape, where, radii, labels)
+        radii, labels = ops.where(cells["top"][:, 0] < 0, -1, radii), ops.maximum(labels, 0)
+        shape, offsets, targets = (rows, columns, self.num_classes), points - ops.floor(points), {}
+        for name, own in cells.items():
+            targets[f"{name}_heatmap"] = heatmaps.draw_gaussians(shape, own, radii, labels)
         for i, name in enumerate(POINTS):
-            targets[f"{name}_cells"] = heatmaps.first_rows(cells[:, i], self.max_objects, -1)
+            targets[f"{name}_cells"] = heatmaps.first_rows(cells[name], self.max_objects, -1)
             targets[f"{name}_offset"] = heatmaps.first_rows(offsets[:, i], self.max_objects, 0.0)
         return targets
+
+    def place(self, boxes, labels, keypoints, size):
+        """Where the objects lie on the maps of a fed image of that size.
+
+        Returns:
+            width and height float32 [M, 2] in cells; the extreme points float32 [M, 4, 2] in cells, x and y; row and
+            column of the cell of each point, {name: int32 [M, 2]}, -1 for what is no object.
+        """
+        height, width = size
+        cells_per_pixel, last = cells_of(size)[-1], ops.cast(ops.stack([width - 1, height - 1]), "float32")
+        sizes = box_ops.clip(boxes, last[1], last[0])
+        sizes = (sizes[:, 2:] - sizes[:, :2]) * cells_per_pixel
+        keypoints = ops.cast(keypoints, "float32")
+        real = ops.all(sizes > 0, axis=-1) & (labels >= 0) & ops.all(keypoints[..., 2] > 0, axis=-1)
+        points = ops.clip(keypoints[..., :2], 0.0, last) * cells_per_pixel
+        top, left, bottom, right = ops.unstack(heatmaps.cells(points, real), 4, axis=1)
+        centre = ops.stack([(top[:, 0] + bottom[:, 0]) // 2, (left[:, 1] + right[:, 1]) // 2], axis=-1)
+        return sizes, points, dict(zip((*POINTS, "centre"), (top, left, bottom, right, centre), strict=True))
 
 
 class ExtremeNetLoss:
@@ -223,6 +232,13 @@ class ExtremeNet(PointGroups):
         self.encoder = ExtremeNetTargetEncoder(self.num_classes, size)
         self.detection_loss = ExtremeNetLoss()
         self.decoder = ExtremeNetDecoder()
+
+    def samples(self, image, boxes, labels, seed, keypoints):
+        size, targets = ops.shape(image)[:2], self.encode(image, boxes, labels, seed, keypoints)
+        *_, cells = self.encoder.place(boxes, labels, keypoints, size)
+        maps, pixels = {name: targets[f"{name}_heatmap"] for name in cells}, 1 / cells_of(size)[-1]
+        nowhere = "it has no outline, or nothing of it is left on the map"
+        return (of_points("points", cells, maps, labels, pixels, self.encoder.max_objects, nowhere),)
 
 
 def extremenet(num_classes, backbone="hourglass104", weights=None, side=511, keep_size=False):

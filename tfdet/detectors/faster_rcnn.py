@@ -17,13 +17,14 @@ from keras import ops
 
 from tfdet import assigners, backbones, losses, nms, rois
 from tfdet import boxes as box_ops
-from tfdet.anchors import AnchorGenerator, AnchorPyramid, inside
+from tfdet.anchors import AnchorGenerator, AnchorPyramid, inside, sizes_of_levels
 from tfdet.assigners import IGNORED, NEGATIVE
 from tfdet.coders import DeltaXYWH
 from tfdet.data.transforms import RandomShortSide
 from tfdet.detectors.base import Detector
 from tfdet.distribution import sum_over_replicas
 from tfdet.errors import TfdetError
+from tfdet.inspection.samples import of_anchors
 from tfdet.necks import FPN
 from tfdet.resizers import ShortSide, size_without_padding, without_padding
 from tfdet.samplers import RandomSampler
@@ -126,11 +127,13 @@ class FasterRCNNTargetEncoder:
         pyramid: AnchorPyramid.
         largest: height and width of the image where none is given.
         crossing: whether anchors that reach beyond the image count (they do since FPN; not in the original).
+        pos_iou, neg_iou, min_pos_iou: see `assigners.max_iou`.
     """
 
-    def __init__(self, pyramid, coder, largest, sampler, crossing=True):
+    def __init__(self, pyramid, coder, largest, sampler, crossing=True, pos_iou=0.7, neg_iou=0.3, min_pos_iou=0.3):
         self.pyramid, self.coder, self.largest = pyramid, coder, largest
         self.sampler, self.crossing = sampler, crossing
+        self.pos_iou, self.neg_iou, self.min_pos_iou = pos_iou, neg_iou, min_pos_iou
 
     def __call__(self, boxes, labels, size=None, seed=0):
         """boxes [M, 4] xyxy pixels of the fed image, labels int [M] (-1: a crowd region), its size without padding.
@@ -142,12 +145,8 @@ class FasterRCNNTargetEncoder:
         """
         height, width = self.largest if size is None else size
         boxes, labels = ops.cast(boxes, "float32"), ops.cast(labels, "int32")
-        anchors = ops.concatenate(self.pyramid(height, width))
-        # An anchor that lies outside cannot be the best of any object, and is ignored.
-        usable = inside(anchors, height, width, whole=not self.crossing)
-        reachable = ops.where(usable[:, None], anchors, 0.0)
-        matched = assigners.max_iou(reachable, boxes, pos_iou=0.7, neg_iou=0.3, min_pos_iou=0.3, crowd=labels < 0)
-        positive, negative = self.sampler(ops.where(usable, matched, IGNORED), seed)
+        anchors, matched = self.match(boxes, labels, (height, width))
+        positive, negative = self.sampler(matched, seed)
         deltas = self.coder.encode_matched(anchors, boxes, ops.where(positive, matched, IGNORED))
         rpn_labels = ops.where(positive, 0, ops.where(negative, NEGATIVE, IGNORED))
         return {
@@ -157,6 +156,17 @@ class FasterRCNNTargetEncoder:
             "labels": labels,
             "seed": ops.cast(seed, "int64"),
         }
+
+    def match(self, boxes, labels, size):
+        """The anchors [N, 4] of an image of that size, and int32 [N] as `assigners.max_iou`.
+
+        An anchor that lies outside is ignored. It comes back without an area, so that it is no object's best.
+        """
+        anchors = ops.concatenate(self.pyramid(*size))
+        usable = inside(anchors, *size, whole=not self.crossing)
+        anchors = ops.where(usable[:, None], anchors, 0.0)
+        matched = assigners.max_iou(anchors, boxes, self.pos_iou, self.neg_iou, self.min_pos_iou, crowd=labels < 0)
+        return anchors, ops.where(usable, matched, IGNORED)
 
 
 class RegionTargets:
@@ -353,13 +363,23 @@ class FasterRCNN(Detector):
     def encode(self, image, boxes, labels, seed):
         return self.encoder(boxes, labels, size_without_padding(image), seed)
 
+    def samples(self, image, boxes, labels, seed):
+        # Of the first stage. The second one's are what the network proposes, and it changes with every step.
+        size = size_without_padding(image)
+        anchors, matched = self.encoder.match(boxes, labels, size)
+        positive, negative = self.encoder.sampler(matched, seed)
+        found = anchors, self.pyramid.levels(*size), matched, positive | negative
+        return (of_anchors("rpn", boxes, labels, *found, self.encoder.min_pos_iou),)
+
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         drawn = self.region_targets(y_pred["proposals"], y["boxes"], y["labels"], y["seed"])
         answers = self.second_stage(y_pred["levels"], drawn["regions"], training)
         return super().compute_loss(x, {**y, **drawn}, {**y_pred, **answers}, sample_weight, training)
 
 
-def faster_rcnn_fpn(num_classes, backbone="resnet50", weights=None, short_sides=None, long_side=1333):
+def faster_rcnn_fpn(
+    num_classes, backbone="resnet50", weights=None, short_sides=None, long_side=1333, anchor_sizes=None
+):
     """Faster R-CNN on a feature pyramid, P2 to P6; anchors of 32 to 512 pixels with three ratios.
 
     Args:
@@ -369,6 +389,7 @@ def faster_rcnn_fpn(num_classes, backbone="resnet50", weights=None, short_sides=
             CPU can train, pyramid and heads are a quarter as wide, and 128 regions of an image are learned from.
         weights: of the backbone: None, "imagenet", or a file (see tfdet.backbones.build).
         short_sides, long_side: see FasterRCNN; None draws from 640 to 800 pixels.
+        anchor_sizes: of each level, finest first, others than these.
     """
     short_sides = short_sides or range(640, 801, 32)
     slim = {"channels": 64, "rpn_channels": 64, "box_width": 256, "regions": 128}
@@ -376,9 +397,15 @@ def faster_rcnn_fpn(num_classes, backbone="resnet50", weights=None, short_sides=
     backbone = backbones.build(backbone, weights)
     if "C5" not in backbone.output:
         raise TfdetError(f"{backbone.name}: a pyramid needs the map C5, and there is only {', '.join(backbone.output)}")
-    finest = min(int(name[1:]) for name in backbone.output)
-    anchors = [AnchorGenerator((32 * 2 ** (k - finest),), (0.5, 1.0, 2.0), 2**k) for k in range(finest, 7)]
+    anchors = fpn_anchors(anchor_sizes, finest=min(int(name[1:]) for name in backbone.output))
     return FasterRCNN(backbone, num_classes, anchors, short_sides, long_side, **widths, name="faster_rcnn_fpn")
+
+
+def fpn_anchors(sizes=None, finest=2):
+    """The AnchorGenerator of each level from P`finest` to P6; sizes as the `anchor_sizes` of `faster_rcnn_fpn`."""
+    strides = [2**k for k in range(finest, 7)]
+    sizes = sizes_of_levels(sizes or [32 * stride // strides[0] for stride in strides], strides)
+    return [AnchorGenerator((size,), (0.5, 1.0, 2.0), stride) for size, stride in zip(sizes, strides, strict=True)]
 
 
 def faster_rcnn_vgg16(num_classes, weights=None, short_sides=(600,), long_side=1000):

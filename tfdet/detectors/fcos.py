@@ -29,11 +29,19 @@ from tfdet.coders import LTRB
 from tfdet.data.transforms import RandomShortSide
 from tfdet.detectors.base import Detector
 from tfdet.distribution import sum_over_replicas
+from tfdet.inspection.samples import Samples, serving
 from tfdet.necks import FPN
 from tfdet.resizers import ShortSide, size_without_padding, without_padding
 
 STRIDES = (8, 16, 32, 64, 128)  # of P3 to P7
 RANGES = ((0, 64), (64, 128), (128, 256), (256, 512), (512, math.inf))  # of the furthest side, in pixels
+
+REASONS = (  # why no location serves an object
+    "too small or too thin: no location lies in it",
+    "outside all ranges: its locations are on levels for other sizes",
+    "no location is near its centre",
+    "crowded out: smaller boxes have its locations",
+)
 
 
 class FCOSHead(keras.layers.Layer):
@@ -92,10 +100,12 @@ class FCOSTargetEncoder:
         pyramid: AnchorPyramid of points.
         largest: height and width of the image where none is given.
         radius: of centre sampling, in strides; None: anywhere in the box.
+        ranges: least and greatest distance of the furthest side that each level answers for, in pixels.
     """
 
-    def __init__(self, pyramid, coder, largest, radius=None):
-        self.pyramid, self.coder, self.largest, self.radius = pyramid, coder, largest, radius
+    def __init__(self, pyramid, coder, largest, radius=None, ranges=RANGES):
+        self.pyramid, self.coder, self.largest = pyramid, coder, largest
+        self.radius, self.ranges = radius, ranges
 
     def __call__(self, boxes, labels, size=None):
         """boxes [M, 4] xyxy pixels of the fed image, labels int [M] (-1: a crowd region), its size without padding.
@@ -106,13 +116,7 @@ class FCOSTargetEncoder:
         """
         height, width = self.largest if size is None else size
         boxes, labels = ops.cast(boxes, "float32"), ops.cast(labels, "int32")
-        levels = self.pyramid(height, width)
-        points = ops.concatenate(levels)
-        limits = [ops.convert_to_tensor(limits, "float32") for limits in RANGES]
-        ranges = [ops.zeros_like(level[:, :2]) + limit for level, limit in zip(levels, limits, strict=True)]
-        matched = assigners.fcos_points(points, ops.concatenate(ranges), boxes, self.radius, crowd=labels < 0)
-        on_image = (points[:, 0] < ops.cast(width, "float32")) & (points[:, 1] < ops.cast(height, "float32"))
-        matched = ops.where(on_image, matched, IGNORED)
+        points, _, matched = self.match(boxes, labels, (height, width))
 
         # A 0 at the end, so that there is something to take also when there are no boxes.
         own_labels = ops.take(ops.pad(labels, [[0, 1]]), ops.maximum(matched, 0))
@@ -121,6 +125,21 @@ class FCOSTargetEncoder:
             "labels": self.pyramid.split(ops.where(matched >= 0, own_labels, matched), height, width),
             "distances": self.pyramid.split(distances, height, width),
         }
+
+    def match(self, boxes, labels, size):
+        """The points [N, 3] of an image of that size, their ranges [N, 2], and int32 [N] as `assigners.fcos_points`.
+
+        A location on the padding is ignored.
+        """
+        height, width = size
+        levels = self.pyramid(height, width)
+        points = ops.concatenate(levels)
+        limits = [ops.convert_to_tensor(limits, "float32") for limits in self.ranges]
+        ranges = [ops.zeros_like(level[:, :2]) + limit for level, limit in zip(levels, limits, strict=True)]
+        ranges = ops.concatenate(ranges)
+        matched = assigners.fcos_points(points, ranges, boxes, self.radius, crowd=labels < 0)
+        on_image = (points[:, 0] < ops.cast(width, "float32")) & (points[:, 1] < ops.cast(height, "float32"))
+        return points, ranges, ops.where(on_image, matched, IGNORED)
 
 
 def centerness(distances):
@@ -259,6 +278,30 @@ class FCOS(Detector):
 
     def encode(self, image, boxes, labels, seed):
         return self.encoder(boxes, labels, size_without_padding(image))
+
+    def samples(self, image, boxes, labels, seed):
+        size, count = size_without_padding(image), ops.shape(boxes)[0]
+        points, ranges, matched = self.encoder.match(boxes, labels, size)
+        box, _, in_range, near = assigners.fcos_pairs(points, ranges, boxes, self.encoder.radius)
+
+        def missing(pairs):  # bool [M]: which boxes are in none of them
+            return ops.segment_sum(ops.cast(pairs, "int32"), ops.cast(box, "int32"), num_segments=count) == 0
+
+        why = ops.where(missing(in_range), 2, ops.where(missing(in_range & near), 3, 4))
+        why = ops.where(missing(ops.ones_like(near)), 1, why)
+        half = points[:, 2:] / 2
+        return (
+            Samples(
+                stage="locations",
+                shape="point",
+                boxes=ops.concatenate([points[:, :2] - half, points[:, :2] + half], axis=-1),
+                levels=self.pyramid.levels(*size),
+                matched=matched,
+                drawn=matched != IGNORED,
+                why=ops.where((serving(matched, count) > 0) | (labels < 0), 0, why),
+                reasons=REASONS,
+            ),
+        )
 
 
 def fcos(num_classes, backbone="resnet50", weights=None, short_sides=None, long_side=1333, improved=False):

@@ -95,8 +95,9 @@ class PointGroups(Detector):
 
 
 def backbone_settings(backbone):
-    """Of a backbone's name: channels of the heads, and what the sides of an image must be a multiple of."""
-    return 256 if backbone in ("hourglass104", "hourglass54") else 64, 128 if backbone == "hourglass104" else 32
+    """Of a backbone or its name: channels of the heads, and what the sides of an image must be a multiple of."""
+    name = getattr(backbone, "name", backbone)
+    return 256 if name in ("hourglass104", "hourglass54") else 64, 128 if name == "hourglass104" else 32
 
 
 def cells_of(size):

@@ -16,12 +16,13 @@ from keras import ops
 
 from tfdet import assigners, backbones, losses, nms
 from tfdet import boxes as box_ops
-from tfdet.anchors import AnchorGenerator, AnchorPyramid, inside, per_anchor
+from tfdet.anchors import AnchorGenerator, AnchorPyramid, inside, per_anchor, sizes_of_levels
 from tfdet.assigners import IGNORED
 from tfdet.coders import DeltaXYWH
 from tfdet.data.transforms import RandomShortSide
 from tfdet.detectors.base import Detector
 from tfdet.distribution import sum_over_replicas
+from tfdet.inspection.samples import of_anchors
 from tfdet.necks import FPN
 from tfdet.resizers import ShortSide, size_without_padding, without_padding
 
@@ -73,9 +74,9 @@ class RetinaNetTargetEncoder:
         largest: height and width of the image where none is given.
     """
 
-    def __init__(self, pyramid, coder, largest, pos_iou=0.5, neg_iou=0.4):
+    def __init__(self, pyramid, coder, largest, pos_iou=0.5, neg_iou=0.4, min_pos_iou=0.0):
         self.pyramid, self.coder, self.largest = pyramid, coder, largest
-        self.pos_iou, self.neg_iou = pos_iou, neg_iou
+        self.pos_iou, self.neg_iou, self.min_pos_iou = pos_iou, neg_iou, min_pos_iou
 
     def __call__(self, boxes, labels, size=None):
         """boxes [M, 4] xyxy pixels of the fed image, labels int [M] (-1: a crowd region), its size without padding.
@@ -86,12 +87,7 @@ class RetinaNetTargetEncoder:
         """
         height, width = self.largest if size is None else size
         boxes, labels = ops.cast(boxes, "float32"), ops.cast(labels, "int32")
-        anchors = ops.concatenate(self.pyramid(height, width))
-        # An anchor on the padding cannot be the best of any object, and is ignored.
-        usable = inside(anchors, height, width)
-        reachable = ops.where(usable[:, None], anchors, 0.0)
-        matched = assigners.max_iou(reachable, boxes, self.pos_iou, self.neg_iou, crowd=labels < 0)
-        matched = ops.where(usable, matched, IGNORED)
+        anchors, matched = self.match(boxes, labels, (height, width))
         # A 0 at the end, so that there is something to take also when there are no boxes.
         own_labels = ops.take(ops.pad(labels, [[0, 1]]), ops.maximum(matched, 0))
         deltas = self.coder.encode_matched(anchors, boxes, matched)
@@ -99,6 +95,17 @@ class RetinaNetTargetEncoder:
             "labels": self.pyramid.split(ops.where(matched >= 0, own_labels, matched), height, width),
             "box_deltas": self.pyramid.split(deltas, height, width),
         }
+
+    def match(self, boxes, labels, size):
+        """The anchors [N, 4] of an image of that size, and int32 [N] as `assigners.max_iou`.
+
+        An anchor on the padding is ignored. It comes back without an area, so that it is no object's best.
+        """
+        anchors = ops.concatenate(self.pyramid(*size))
+        usable = inside(anchors, *size)
+        anchors = ops.where(usable[:, None], anchors, 0.0)
+        matched = assigners.max_iou(anchors, boxes, self.pos_iou, self.neg_iou, self.min_pos_iou, crowd=labels < 0)
+        return anchors, ops.where(usable, matched, IGNORED)
 
 
 class RetinaNetLoss:
@@ -205,8 +212,22 @@ class RetinaNet(Detector):
     def encode(self, image, boxes, labels, seed):
         return self.encoder(boxes, labels, size_without_padding(image))
 
+    def samples(self, image, boxes, labels, seed):
+        size = size_without_padding(image)
+        anchors, matched = self.encoder.match(boxes, labels, size)
+        found = anchors, self.pyramid.levels(*size), matched, matched != IGNORED
+        return (of_anchors("anchors", boxes, labels, *found, self.encoder.min_pos_iou),)
 
-def retinanet(num_classes, backbone="resnet50", weights=None, short_sides=None, long_side=1333, p6_from="C5"):
+
+def retinanet(
+    num_classes,
+    backbone="resnet50",
+    weights=None,
+    short_sides=None,
+    long_side=1333,
+    p6_from="C5",
+    anchor_sizes=None,
+):
     """RetinaNet on a feature pyramid, P3 to P7; anchors of 32 to 813 pixels: three sizes and three ratios in a cell.
 
     Args:
@@ -215,11 +236,20 @@ def retinanet(num_classes, backbone="resnet50", weights=None, short_sides=None, 
             "resnet_slim" (trains from nothing), which a CPU can train, pyramid and heads are a quarter as wide.
         weights: of the backbone: None, "imagenet", or a file (see tfdet.backbones.build).
         short_sides, long_side, p6_from: see RetinaNet; None draws from 640 to 800 pixels.
+        anchor_sizes: the smallest one of each level, finest first, others than 32, 64, ... 512.
     """
-    anchors = [
-        AnchorGenerator([4 * 2 ** (k + octave / 3) for octave in range(3)], (0.5, 1.0, 2.0), 2**k) for k in range(3, 8)
-    ]
     short_sides = short_sides or range(640, 801, 32)
     channels = 64 if backbone in ("mobilenet_v2", "resnet_slim") else 256
     backbone = backbones.build(backbone, weights)
-    return RetinaNet(backbone, num_classes, anchors, short_sides, long_side, channels, p6_from, name="retinanet")
+    sizes = retinanet_anchors(anchor_sizes), short_sides, long_side
+    return RetinaNet(backbone, num_classes, *sizes, channels, p6_from, name="retinanet")
+
+
+def retinanet_anchors(sizes=None):
+    """The AnchorGenerator of each of the levels P3 to P7; sizes as the `anchor_sizes` of `retinanet`."""
+    strides = [2**k for k in range(3, 8)]
+    sizes = sizes_of_levels(sizes or [4 * stride for stride in strides], strides)
+    return [
+        AnchorGenerator([size * 2 ** (octave / 3) for octave in range(3)], (0.5, 1.0, 2.0), stride)
+        for size, stride in zip(sizes, strides, strict=True)
+    ]

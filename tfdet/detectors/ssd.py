@@ -19,7 +19,8 @@ from tfdet.coders import DeltaXYWH
 from tfdet.data.transforms import SSDAugmentation
 from tfdet.detectors.base import Detector
 from tfdet.distribution import sum_over_replicas
-from tfdet.errors import WeightsError
+from tfdet.errors import TfdetError, WeightsError
+from tfdet.inspection.samples import Samples, serving
 from tfdet.resizers import Warp
 from tfdet.weights import load_torch, read_state_dict
 
@@ -89,12 +90,16 @@ class SSDTargetEncoder:
 
         A negative prior has label -1 and deltas that mean nothing. M = 0 is legal: all priors are negative.
         """
-        matched = assigners.ssd(self.priors, boxes, self.iou)
+        matched = self.match(boxes)
         # Index -1 finds the stand-in at the end, also when there are no boxes.
         boxes = ops.pad(ops.cast(boxes, "float32"), [[0, 1], [0, 0]])
         labels = ops.pad(ops.cast(labels, "int32"), [[0, 1]], constant_values=-1)
         deltas = self.coder.encode(self.priors, ops.take(boxes, matched, axis=0))
         return {"labels": ops.take(labels, matched, axis=0), "box_deltas": deltas}
+
+    def match(self, boxes):
+        """int32 [N]: see `assigners.ssd`."""
+        return assigners.ssd(self.priors, boxes, self.iou)
 
 
 class SSDLoss:
@@ -164,7 +169,9 @@ class SSD(Detector):
         if len(levels) != len(priors):
             raise ValueError(f"{len(levels)} feature levels, but prior boxes for {len(priors)}")
         maps = zip(priors, levels, strict=True)
-        self.priors = np.concatenate([ops.convert_to_numpy(prior(level.shape[1:3])) for prior, level in maps])
+        of_levels = [ops.convert_to_numpy(prior(level.shape[1:3])) for prior, level in maps]
+        self.priors = np.concatenate(of_levels)
+        self.levels = np.repeat(np.arange(len(priors), dtype="int32"), [len(rows) for rows in of_levels])
 
         coder = DeltaXYWH(stds=(0.1, 0.1, 0.2, 0.2))
         self.resizer = Warp(image_size)
@@ -177,6 +184,25 @@ class SSD(Detector):
     def call(self, images, training=None):
         features = self.backbone(images, training=training)
         return self.head(self.neck(features))
+
+    def samples(self, image, boxes, labels, seed):
+        matched = self.encoder.match(boxes)
+        positive, served = matched >= 0, serving(matched, ops.shape(boxes)[0])
+        # The costliest negatives are drawn, which nobody but the network knows; here any cost will do to count them.
+        hard = samplers.hard_negatives(ops.zeros_like(matched), positive, self.detection_loss.negatives_per_positive)
+        return (
+            Samples(
+                stage="priors",
+                shape="box",
+                boxes=ops.convert_to_tensor(self.priors),
+                levels=ops.convert_to_tensor(self.levels),
+                matched=matched,
+                drawn=positive,
+                why=ops.where(served > 0, 0, 1),
+                reasons=("it overlaps no prior that is free",),
+                drawn_negatives=ops.sum(ops.cast(hard, "int32")),
+            ),
+        )
 
 
 # (first, lowest) ratio of prior size to image size: see anchors.ssd_sizes.
@@ -191,9 +217,13 @@ def ssd300(num_classes, backbone="vgg16", weights=None, priors="voc"):
         num_classes: the number of classes, or their names.
         backbone: "vgg16", "mobilenet_v2", "vgg_slim" (small, trains from nothing on a CPU) or any backbone model.
         weights: of the backbone: None, "imagenet", or a file (see tfdet.backbones.build).
-        priors: sizes of the released "voc" or "coco" models.
+        priors: sizes of the released "voc" or "coco" models; or seven lengths in pixels of the fed image, those of the
+            voc models being 30, 60, 111, 162, 213, 264, 315: of each level's small square, and of one level more, as
+            the large square's is the root of its own and the next one's (see PriorBox).
+    Raises:
+        TfdetError: the lengths are not seven that rise.
     """
-    return _ssd(num_classes, backbone, weights, 300, _ssd300_priors(priors), SSD300_EXTRAS, "ssd300")
+    return _ssd(num_classes, backbone, weights, 300, ssd300_priors(priors), SSD300_EXTRAS, "ssd300")
 
 
 def ssd512(num_classes, backbone="vgg16", weights=None, priors="voc"):
@@ -208,11 +238,17 @@ def ssd512(num_classes, backbone="vgg16", weights=None, priors="voc"):
 SSD300_EXTRAS = ((256, 512, 3, 2, 1), (128, 256, 3, 2, 1), (128, 256, 3, 1, 0), (128, 256, 3, 1, 0))
 
 
-def _ssd300_priors(kind, largest=None):
-    sizes = zip(*ssd_sizes(300, 6, *SSD300_RATIOS[kind]), strict=True)
+def ssd300_priors(kind, largest=None):
+    """The PriorBox of each level; `kind` as the priors of `ssd300`, `largest` as PriorBox's."""
+    if isinstance(kind, str):
+        low, high = ssd_sizes(300, 6, *SSD300_RATIOS[kind])
+    else:
+        low, high = kind[:-1], kind[1:]
+        if len(low) != 6 or not all(0 < a < b for a, b in zip(low, high, strict=True)):
+            raise TfdetError(f"sizes of priors must be seven that rise: {', '.join(map(str, kind))}")
     ratios, steps = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,)), (8, 16, 32, 64, 100, 300)
-    levels = zip(sizes, ratios, steps, strict=True)
-    return [PriorBox(low, high, r, step, largest=largest) for (low, high), r, step in levels]
+    levels = zip(low, high, ratios, steps, strict=True)
+    return [PriorBox(*sizes, r, step, largest=largest) for *sizes, r, step in levels]
 
 
 def _ssd(num_classes, backbone, weights, image_size, priors, extras, name):
@@ -240,7 +276,7 @@ def ssd300_torchvision(path, class_names=None):
         raise WeightsError(f"{path}: not a state dict of torchvision's ssd300_vgg16: it has no classification head")
     names = [(class_names or {}).get(logit, f"unused {logit}") for logit in range(1, len(bias) // 4)]
     # torchvision cuts the priors' sides to the image's.
-    model = SSD(backbones.build("vgg16"), names, 300, _ssd300_priors("coco", largest=300), SSD300_EXTRAS, name="ssd300")
+    model = SSD(backbones.build("vgg16"), names, 300, ssd300_priors("coco", largest=300), SSD300_EXTRAS, name="ssd300")
 
     convolutions = [layer for layer in model.backbone.layers if isinstance(layer, keras.layers.Conv2D)]
     features = [f"backbone.features.{i}" for i in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21)]

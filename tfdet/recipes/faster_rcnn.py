@@ -34,6 +34,9 @@ class Settings(training.Settings):
     """The short side of an image in pixels: training draws one of these, prediction takes the last."""
     long_side: int | None = None
     """The long side is at most so many pixels."""
+    anchor_sizes: tuple[float, ...] | None = None
+    """Sizes of the anchors of the pyramid's levels, finest first, in pixels of the fed image; `tfdet inspect` suggests
+    some."""
     weights: str | None = None
     """Start from these weights of the whole detector: a state dict of torchvision's fasterrcnn_resnet50_fpn."""
 
@@ -88,7 +91,13 @@ def resolve(settings):
 
 
 def build(settings, dataset):
-    """A compiled Faster R-CNN for the classes of a Dataset."""
+    """A compiled Faster R-CNN for the classes of a Dataset.
+
+    Raises:
+        TfdetError: sizes of anchors that cannot be, or for published weights or the original detector.
+    """
+    if settings.weights or settings.backbone == "vgg16":
+        training.refuse_own_anchors(settings, "anchor_sizes")
     if settings.weights:
         names = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
         model = faster_rcnn_torchvision(settings.weights, names, settings.short_sides, settings.long_side)
@@ -98,7 +107,7 @@ def build(settings, dataset):
         if settings.backbone == "vgg16":
             model = faster_rcnn_vgg16(dataset.class_names, weights, *sizes)
         else:
-            model = faster_rcnn_fpn(dataset.class_names, settings.backbone, weights, *sizes)
+            model = faster_rcnn_fpn(dataset.class_names, settings.backbone, weights, *sizes, settings.anchor_sizes)
     model.compile(training.optimizer(settings))
     return model
 

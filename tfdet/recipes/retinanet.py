@@ -31,6 +31,9 @@ class Settings(training.Settings):
     """The short side of an image in pixels: training draws one of these, prediction takes the last."""
     long_side: int | None = None
     """The long side is at most so many pixels."""
+    anchor_sizes: tuple[float, ...] | None = None
+    """Sizes of the anchors of each level, of three the smallest, finest first, in pixels of the fed image;
+    `tfdet inspect` suggests some."""
     weights: str | None = None
     """Start from these weights of the whole detector: a state dict of torchvision's retinanet_resnet50_fpn."""
 
@@ -85,14 +88,20 @@ def resolve(settings):
 
 
 def build(settings, dataset):
-    """A compiled RetinaNet for the classes of a Dataset."""
+    """A compiled RetinaNet for the classes of a Dataset.
+
+    Raises:
+        TfdetError: sizes of anchors that cannot be, or for published weights.
+    """
     if settings.weights:
+        training.refuse_own_anchors(settings, "anchor_sizes")
         names = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
         model = retinanet_torchvision(settings.weights, names, settings.short_sides, settings.long_side)
     else:
         weights = None if settings.backbone_weights == "none" else settings.backbone_weights
         sizes = settings.short_sides, settings.long_side
-        model = retinanet(dataset.class_names, settings.backbone, weights, *sizes)
+        anchors = {"anchor_sizes": settings.anchor_sizes}
+        model = retinanet(dataset.class_names, settings.backbone, weights, *sizes, **anchors)
     model.compile(training.optimizer(settings))
     return model
 

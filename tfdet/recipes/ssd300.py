@@ -29,6 +29,8 @@ class Settings(training.Settings):
     """Weights of the backbone: imagenet, none, or a file (torchvision state dict, Keras weights)."""
     priors: Literal["voc", "coco"] | None = None
     """Prior box sizes of the released VOC or COCO models."""
+    prior_sizes: tuple[float, ...] | None = None
+    """Other sizes, in pixels of the fed image: seven that rise (see tfdet.ssd300; `tfdet inspect` suggests some)."""
     weights: str | None = None
     """Start from these weights of the whole detector: a state dict of torchvision's ssd300_vgg16."""
 
@@ -87,12 +89,17 @@ def main(args=None):
 
 
 def build(settings, dataset):
-    """A compiled SSD300 for the classes of a Dataset."""
+    """A compiled SSD300 for the classes of a Dataset.
+
+    Raises:
+        TfdetError: sizes of priors that cannot be, or for published weights.
+    """
     if settings.weights:
+        training.refuse_own_anchors(settings, "prior_sizes")
         model = ssd300_torchvision(settings.weights, dict(zip(dataset.category_ids, dataset.class_names, strict=True)))
     else:
         weights = None if settings.backbone_weights == "none" else settings.backbone_weights
-        model = ssd300(dataset.class_names, settings.backbone, weights, settings.priors)
+        model = ssd300(dataset.class_names, settings.backbone, weights, settings.prior_sizes or settings.priors)
     model.compile(training.optimizer(settings))
     return model
 
