@@ -129,7 +129,7 @@ def _landmark_crops(dataset, side, augment):
         face = tf.cast(draw.uniform(0.0, 1.0, (OF_A_FACE,)) * tf.cast(count, tf.float32), tf.int32)
         faces = tf.gather(tf.pad(example["boxes"][known], [[0, 1], [0, 0]]), face)
         landmarks = tf.gather(tf.pad(example["keypoints"][known], [[0, 1], [0, 0], [0, 0]]), face)[..., :2]
-        squares = samples.jittered(faces, draw)
+        squares = samples.jittered(faces, draw, samples.LANDMARK_SQUARES)
         kind, _ = samples.kinds(squares, faces, tf.ones(OF_A_FACE, tf.bool))
         table = AreaTable(decode(read(example["source"])))
         angles = draw.uniform(-ANGLE, ANGLE, (OF_A_FACE,)) if augment else tf.zeros(OF_A_FACE)
@@ -140,7 +140,7 @@ def _landmark_crops(dataset, side, augment):
             crops = distort_colours(samples.mirror_crops(crops, mirrored), draw)
         return {
             "crops": _as_pixels(crops),
-            "kind": tf.where((kind == POSITIVE) & (count > 0), LANDMARK, DROPPED),
+            "kind": tf.where(((kind == POSITIVE) | (kind == PART)) & (count > 0), LANDMARK, DROPPED),
             "landmarks": samples.landmark_targets(squares, landmarks),
         }
 

@@ -4,7 +4,7 @@
     part       IoU with a face from 0.4 to 0.65           where the face is
     negative   IoU below 0.3 with each of all faces       that it is none
     landmark   a square around a face whose landmarks     where the landmarks are
-               are known, IoU above 0.65
+               are known, IoU of 0.4 or more
 
 What is between 0.3 and 0.4 is not used. "All" faces: also those that cannot be judged, and those too small to be
 learnt from. A square overlaps a face that is w wide and h > w high by sqrt(w/h) / (2 - sqrt(w/h)) at best: one whose
@@ -15,7 +15,9 @@ negatives, positives, parts and landmark faces.)
 
 Where do the squares come from? P-Net's by lot: anywhere in the image, beside faces, on faces. R-Net's are those that
 P-Net has found, and O-Net's those that are left of them behind R-Net, so each network learns from what the ones before
-it get wrong. Landmark squares are drawn around faces for all three.
+it get wrong. Landmark squares are drawn around faces for all three. They may be half as large again as the face, and less
+like it than in the released code (0.65): data sets of landmarks have tighter boxes than those of faces, of which the
+cascade makes its squares.
 
 Squares are as in `mtcnn`, from the first pixel to the last, counting from 1; faces are boxes like all others.
 """
@@ -32,6 +34,7 @@ SHARES = {NEGATIVE: 3, POSITIVE: 1, PART: 1, LANDMARK: 2}  # of a batch
 NAMES = {NEGATIVE: "negatives", POSITIVE: "positives", PART: "parts", LANDMARK: "landmarks"}
 
 ANYWHERE, BESIDE, AROUND = 50, 30, 100  # squares that are drawn in an image
+LANDMARK_SQUARES = 1.5  # times as large as the face, at most
 
 
 def kinds(squares, faces, learnt):
@@ -82,11 +85,11 @@ def drawn_squares(faces, learnt, height, width, smallest, draw):
     return tf.concat([anywhere, near[: tf.where(some > 0, BESIDE + AROUND, 0)]], axis=0)
 
 
-def jittered(faces, draw):
-    """Faces [N, 4] -> squares [N, 4] around them, a bit smaller or larger and beside the middle."""
+def jittered(faces, draw, largest=1.25):
+    """Faces [N, 4] -> squares [N, 4] around them, up to `largest` times as large, and a bit beside the middle."""
     count, sizes = tf.shape(faces)[0], faces[:, 2:] - faces[:, :2]
     shorter, longer = tf.reduce_min(sizes, axis=1), tf.reduce_max(sizes, axis=1)
-    side = 0.8 * shorter + (1.25 * longer - 0.8 * shorter) * draw.uniform(0.0, 1.0, (count,))
+    side = 0.8 * shorter + (largest * longer - 0.8 * shorter) * draw.uniform(0.0, 1.0, (count,))
     middle = faces[:, :2] + sizes * (0.5 + draw.uniform(-0.2, 0.2, (count, 2)))
     return _square(middle - side[:, None] / 2, side)
 
