@@ -89,6 +89,29 @@ def test_drawn_squares():
     assert {POSITIVE, PART, NEGATIVE} <= set(kind.numpy().tolist())
 
 
+def test_what_inspect_shows_is_what_is_drawn():
+    boxes = tf.constant(
+        [[40.0, 50.0, 90.0, 110.0], [300.0, 20.0, 306.0, 28.0], [150, 20, 190, 120], [200, 50, 300, 150]]
+    )
+    labels, image = tf.constant([0, 0, 0, -1]), tf.zeros((200, 400, 3), tf.uint8)
+    inspected = samples.PNetSamples(smallest=20)
+    (found,) = inspected.samples(image, boxes, labels, tf.constant(7, tf.int64))
+    learnt = tf.constant([True, False, True, False])
+    squares = samples.drawn_squares(boxes, learnt, 200, 400, 20, Draw(tf.constant([7, 0], tf.int64)))
+    kind, face = (values.numpy() for values in samples.kinds(squares, boxes, learnt))
+    near = (kind == POSITIVE) | (kind == PART)
+    np.testing.assert_array_equal(found.matched.numpy()[near], face[near])
+    np.testing.assert_array_equal(found.matched.numpy()[~near], np.where(kind == NEGATIVE, -1, -2)[~near])
+    assert [found.kinds[i] for i in found.kind.numpy()[near]] == [
+        "part" if k == PART else "positive" for k in kind[near]
+    ]
+    np.testing.assert_array_equal(found.drawn, kind != DROPPED)
+    # The second is too small, the third too narrow, and of the fourth, a crowd, nothing is to be learnt.
+    assert [why and found.reasons[why - 1].split(":")[0] for why in found.why.numpy().tolist()] == [
+        *(0, "smaller than 20 pixels", "too narrow", 0)
+    ]
+
+
 def test_an_image_without_faces_has_squares_anywhere():
     none = tf.zeros((0, 4)), tf.zeros(0, tf.bool)
     squares = samples.drawn_squares(*none, 200, 400, 20, Draw(tf.constant([3, 4])))

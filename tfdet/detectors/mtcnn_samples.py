@@ -15,10 +15,7 @@ negatives, positives, parts and landmark faces.)
 
 Where do the squares come from? P-Net's by lot: anywhere in the image, beside faces, on faces. R-Net's are those that
 P-Net has found, and O-Net's those that are left of them behind R-Net, so each network learns from what the ones before
-it get wrong. Landmark squares are drawn around faces for all three. They may be half as large again as the face, and less
-like it than in the released code (0.65): data sets of landmarks have tighter boxes than those of faces, of which the
-cascade makes its squares.
-
+it @@
 Squares are as in `mtcnn`, from the first pixel to the last, counting from 1; faces are boxes like all others.
 """
 
@@ -26,7 +23,10 @@ import tensorflow as tf
 
 from tfdet import assigners
 from tfdet import boxes as box_ops
+from tfdet.data.transforms import Draw
 from tfdet.detectors.mtcnn import WINDOW, moves_to, whole_pixels
+from tfdet.inspection.samples import Samples, serving
+from tfdet.resizers import KeepSize
 from tfdet.skeleton import FACE, mirrored
 
 DROPPED, NEGATIVE, POSITIVE, PART, LANDMARK = -1, 0, 1, 2, 3
@@ -98,6 +98,56 @@ def _square(corners, side):
     """Corners [N, 2] and sides [N], in pixels -> squares of whole pixels [N, 4]."""
     corners, side = tf.round(corners), tf.maximum(tf.round(side), 1.0)[:, None]
     return tf.concat([corners + 1, corners + side], axis=1)
+
+
+class PNetSamples:
+    """What `tfdet inspect` shows of MTCNN: the squares that P-Net learns from, as they are drawn in an image.
+
+    It has of a `Detector` what it takes to ask for samples. Batches are then mixed of them, as SHARES says. Those of
+    R-Net and O-Net depend on the networks before them.
+    """
+
+    name, keypoint_names, wants_crowds = "mtcnn", (), True
+
+    def __init__(self, smallest):
+        self.smallest, self.resizer = smallest, KeepSize(multiple=1)
+
+    def augmentation(self, image, boxes, labels, seed):
+        """Nothing: it is crops that are mirrored and turned."""
+        return image, boxes, labels
+
+    def samples(self, image, boxes, labels, seed):
+        boxes = tf.convert_to_tensor(boxes)
+        sizes = boxes[:, 2:] - boxes[:, :2]
+        shorter, longer = tf.reduce_min(sizes, axis=1), tf.reduce_max(sizes, axis=1)
+        learnt = (longer >= self.smallest) & (labels >= 0)
+        draw = Draw(tf.stack([tf.cast(seed, tf.int64), 0]))
+        squares = drawn_squares(boxes, learnt, *tf.unstack(tf.shape(image)[:2]), self.smallest, draw)
+        kind, face = kinds(squares, boxes, learnt)
+        positive, part = kind == POSITIVE, kind == PART
+        corners, sides = tf.split(tf.cast(whole_pixels(squares), tf.float32), 2, axis=1)
+        matched = tf.where(kind == NEGATIVE, assigners.NEGATIVE, assigners.IGNORED)
+        root = tf.sqrt(shorter / longer)
+        why = tf.where(longer < self.smallest, 1, tf.where(root / (2 - root) <= 0.65, 2, 3))
+        own = serving(tf.where(positive, face, assigners.NEGATIVE), tf.shape(boxes)[0])
+        return (
+            Samples(
+                stage="pnet, before mixing",
+                shape="box",
+                boxes=tf.concat([corners, corners + sides], axis=1),
+                levels=tf.zeros_like(kind),
+                matched=tf.where(positive | part, face, matched),
+                drawn=kind != DROPPED,
+                why=tf.where((own > 0) | (labels < 0), 0, why),
+                reasons=(
+                    f"smaller than {self.smallest} pixels",
+                    "too narrow: no square overlaps it by more than 0.65",
+                    "by lot no square overlaps it by more than 0.65, this time",
+                ),
+                kinds=("positive", "part"),
+                kind=tf.cast(part, tf.int32),
+            ),
+        )
 
 
 def box_targets(squares, faces, of_pnet):

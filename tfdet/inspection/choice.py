@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tfdet import commandline
 from tfdet.backbones.stand_in import stand_in
 from tfdet.errors import TfdetError
-from tfdet.recipes import centernet, cornernet, extremenet, faster_rcnn, fcos, retinanet, ssd300
+from tfdet.recipes import centernet, cornernet, extremenet, faster_rcnn, fcos, mtcnn, retinanet, ssd300
 
 
 class Kind(NamedTuple):
@@ -65,6 +65,7 @@ DETECTORS = {
     "centernet": Kind(centernet, SIDE, OVERLAP),
     "cornernet": Kind(cornernet, SIDE, OVERLAP),
     "extremenet": Kind(extremenet, SIDE, OVERLAP),
+    "mtcnn": Kind(mtcnn, ("min_face",), {}),
 }
 
 
@@ -125,6 +126,8 @@ def build(choice, spec, dataset):
     kind = DETECTORS[choice.detector]
     fields = {name: value for name, value in choice.changes.items() if name in kind.fields}
     settings = commandline.from_values(kind.recipe.Settings, fields, f"--set {choice.detector}.{choice.settings}: ")
+    if kind.recipe is mtcnn:  # it learns from crops, which need no network to be drawn
+        return mtcnn.inspected(settings, dataset)
     # How long it would be trained does not matter, but a recipe wants to know.
     settings = kind.recipe.resolve(dataclasses.replace(settings, data=spec, steps=1))
     backbone = {"backbone": stand_in(settings.backbone), "backbone_weights": "none"}

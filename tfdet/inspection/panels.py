@@ -67,7 +67,11 @@ def _counts(samples):
     shown = {"positive": "positives", "ignored": "ignored", "negative": "negatives"}
     drawn = {"positives drawn": "positives_drawn", "negatives drawn": "negatives_drawn"}
     soft = {"negatives near a point": "softened"} if samples.heatmaps else {}
-    return {name: number[key] for name, key in (shown | drawn | soft).items()}
+    found = {name: number[key] for name, key in (shown | drawn | soft).items()}
+    if samples.shape == "box" and samples.kinds:  # of MTCNN, whose parts serve their objects too
+        kinds = _array(samples.kind)[_array(samples.matched) >= 0]
+        found |= {kind: np.count_nonzero(kinds == i) for i, kind in enumerate(samples.kinds)}
+    return found
 
 
 def _positives(samples, boxes, objects, scale):
@@ -78,10 +82,11 @@ def _positives(samples, boxes, objects, scale):
     order = order[np.argsort(rank, kind="stable")][: MOST["positive"]]  # of each object the best one first
     if samples.shape == "box":
         texts = [f"IoU {overlap:.2f}" for overlap in overlaps[order]]
+        names = [samples.kinds[kind] for kind in _array(samples.kind)[places[order]]] if samples.kinds else "positive"
     else:
         kinds = _array(samples.kind)[places[order]] if samples.kinds else []
-        texts = [samples.kinds[kind] for kind in kinds] or [""] * len(order)
-    return _rows("positive", samples, places[order], scale, objects[own[order]].tolist(), texts)
+        texts, names = [samples.kinds[kind] for kind in kinds] or [""] * len(order), "positive"
+    return _rows(names, samples, places[order], scale, objects[own[order]].tolist(), texts)
 
 
 def _others(samples, example, scale, rng):
@@ -98,12 +103,12 @@ def _others(samples, example, scale, rng):
     return rows
 
 
-def _rows(kind, samples, places, scale, objects, texts):
+def _rows(kinds, samples, places, scale, objects, texts):
+    kinds = [kinds] * len(places) if isinstance(kinds, str) else kinds
     boxes, levels = (_array(samples.boxes)[places] / scale).tolist(), _array(samples.levels)[places].tolist()
-    same = {"kind": kind, "shape": samples.shape}
     return [
-        {**same, "box": box, "object": owner, "level": level, "text": text}
-        for box, owner, level, text in zip(boxes, objects, levels, texts, strict=True)
+        {"kind": kind, "shape": samples.shape, "box": box, "object": owner, "level": level, "text": text}
+        for kind, box, owner, level, text in zip(kinds, boxes, objects, levels, texts, strict=True)
     ]
 
 

@@ -24,7 +24,7 @@ from tfdet.data.validation import raise_unreadable
 from tfdet.data.wider_face import LEVELS
 from tfdet.detectors.base import StopOnNonFiniteLoss
 from tfdet.detectors.mtcnn import mtcnn
-from tfdet.detectors.mtcnn_samples import NAMES, SHARES
+from tfdet.detectors.mtcnn_samples import NAMES, SHARES, PNetSamples
 from tfdet.detectors.mtcnn_training import compile_network
 from tfdet.distribution import strategy_scope
 from tfdet.errors import TfdetError, require_tensorflow
@@ -85,14 +85,28 @@ def resolve(settings):
     return settings
 
 
+def inspected(settings, dataset):
+    """What `tfdet inspect` asks for samples.
+
+    Raises:
+        TfdetError: the data set has other classes than faces.
+    """
+    _check_faces(dataset)
+    return PNetSamples(settings.min_face)
+
+
+def _check_faces(dataset):
+    if dataset.num_classes != 1:
+        raise TfdetError(f"{dataset.name}: MTCNN finds faces, one class, not {', '.join(dataset.class_names)}")
+
+
 def run(settings):
     """Data, three networks, evaluation, pictures, export. Returns the run folder."""
     require_tensorflow("a recipe")
     keras.utils.set_random_seed(settings.seed)
     keras.mixed_precision.set_dtype_policy(settings.precision)
     faces = training.splits_of(settings.data, settings)
-    if faces[0].num_classes != 1:
-        raise TfdetError(f"{faces[0].name}: MTCNN finds faces, one class, not {', '.join(faces[0].class_names)}")
+    _check_faces(faces[0])
     landmarks = training.splits_of(settings.landmarks, settings)
     settings = training.with_epochs_of(settings, face_crops.steps_per_epoch(faces[0], settings.batch_size))
 
