@@ -15,7 +15,10 @@ negatives, positives, parts and landmark faces.)
 
 Where do the squares come from? P-Net's by lot: anywhere in the image, beside faces, on faces. R-Net's are those that
 P-Net has found, and O-Net's those that are left of them behind R-Net, so each network learns from what the ones before
-it @@
+it get wrong. Landmark squares are drawn around faces for all three. They may be half as large again as the face, and
+less like it than in the released code (0.65): data sets of landmarks have tighter boxes than those of faces, and it is
+of these that the cascade makes its squares.
+
 Squares are as in `mtcnn`, from the first pixel to the last, counting from 1; faces are boxes like all others.
 """
 

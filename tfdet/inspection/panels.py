@@ -70,6 +70,7 @@ def _counts(samples):
     found = {name: number[key] for name, key in (shown | drawn | soft).items()}
     if samples.shape == "box" and samples.kinds:  # of MTCNN, whose parts serve their objects too
         kinds = _array(samples.kind)[_array(samples.matched) >= 0]
+        found.pop("positives drawn")
         found |= {kind: np.count_nonzero(kinds == i) for i, kind in enumerate(samples.kinds)}
     return found
 
