@@ -9,7 +9,7 @@ from tfdet.data.pipeline import fed_blank
 from tfdet.inspection.samples import COUNTS, counts, positives
 from tfdet.inspection.statistics import objects_of
 
-MOST = {"positive": 300, "ignored": 60, "negative": 60}  # samples of each kind
+MOST = {"positive": 600, "ignored": 60, "negative": 60}  # samples of each kind
 
 
 def picture(dataset, number, rows):
@@ -52,7 +52,7 @@ def panels(dataset, number, choice, detector):
             "stage": samples.stage,
             "settings": choice.settings,
             "counts": _counts(samples),
-            "samples": _positives(samples, boxes, objects, scale) + _others(samples, example, scale, rng),
+            "samples": _positives(samples, boxes, objects, scale, rng) + _others(samples, example, scale, rng),
             "heatmaps": list(heatmaps),
             "lost": {str(objects[i]): samples.reasons[why - 1] for i, why in enumerate(_array(samples.why)) if why},
         }
@@ -75,9 +75,10 @@ def _counts(samples):
     return found
 
 
-def _positives(samples, boxes, objects, scale):
+def _positives(samples, boxes, objects, scale, rng):
     places, own, overlaps = map(_array, positives(samples, boxes))
-    order = np.lexsort((-overlaps, own))
+    better = -overlaps if samples.shape == "box" else rng.random(len(own))  # of points some, by lot
+    order = np.lexsort((better, own))
     starts = np.flatnonzero(np.diff(own[order], prepend=-1))
     rank = np.arange(len(own)) - np.repeat(starts, np.diff(starts, append=len(own)))
     order = order[np.argsort(rank, kind="stable")][: MOST["positive"]]  # of each object the best one first
