@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfdet.data.mtcnn_samples import LANDMARK, NAMES, NEGATIVE, PART, POSITIVE
 from tfdet.detectors.mtcnn_networks import onet, pnet, rnet
-from tfdet.detectors.mtcnn_samples import LANDMARK, NAMES, NEGATIVE, PART, POSITIVE
 from tfdet.detectors.mtcnn_training import Count, compile_network, hardest_cross_entropy, squared_distance
 
 

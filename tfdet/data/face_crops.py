@@ -1,15 +1,16 @@
 """tf.data: from photographs of faces to the batches of crops that MTCNN's networks learn from (see `mtcnn_samples`)."""
 
 import math
+from types import SimpleNamespace
 
 import tensorflow as tf
 
 from tfdet.area import AreaTable
+from tfdet.data import mtcnn_samples as samples
 from tfdet.data.images import decode
+from tfdet.data.mtcnn_samples import DROPPED, LANDMARK, NEGATIVE, PART, POSITIVE, SHARES
 from tfdet.data.pipeline import annotations, read
 from tfdet.data.transforms import Draw, distort_colours
-from tfdet.detectors import mtcnn_samples as samples
-from tfdet.detectors.mtcnn_samples import DROPPED, LANDMARK, NEGATIVE, PART, POSITIVE, SHARES
 from tfdet.skeleton import FACE
 
 # Crops of 32 images lie in one pool, of which batches are drawn: so an image is decoded once for many of them. No image
@@ -20,6 +21,7 @@ OF_A_FACE = 2  # landmark crops, each time its image is read
 ANGLE = math.radians(15)  # to which landmark crops are turned to either side
 
 NONE_OF_A_KIND = "MTCNN learns from all kinds of crops, but there are no"
+LEARNER = SimpleNamespace(name="mtcnn", keypoint_names=FACE)  # of landmarks
 GROUP = sum(SHARES.values())  # of seven crops: batches are made of groups
 BOXES = SHARES[POSITIVE] + SHARES[PART]  # crops of a group that learn boxes
 
@@ -120,7 +122,7 @@ def _face_crops(dataset, side, smallest, found, augment):
 def _landmark_crops(dataset, side, augment):
     """A function: the number of an image, a seed [2] -> crops of faces in it whose landmarks are known, drawn by lot:
     {"crops" uint8 [N, side, side, 3], "kind" [N], LANDMARK or DROPPED, "landmarks" [N, 10]} with N = OF_A_FACE."""
-    look_up = annotations(dataset, FACE, "mtcnn")
+    look_up = annotations(dataset, LEARNER)
 
     def crops_of(i, seed):
         example, draw = look_up(i), Draw(seed)

@@ -30,7 +30,7 @@ def training_batches(dataset, detector, batch_size, seed=0, cache=False, start_s
     """
     if len(dataset) < batch_size:
         raise ValueError(f"{dataset.name}: {len(dataset)} images do not fill one batch of {batch_size}")
-    look_up, encoder = annotations(dataset, detector.keypoint_names, detector.name), _encoder(detector)
+    look_up, encoder = annotations(dataset, detector), _encoder(detector)
     examples = tf.data.Dataset.range(len(dataset))
     if cache:
         examples = _map(examples, lambda i: _decode(look_up(i))).cache()
@@ -50,7 +50,7 @@ def training_batches(dataset, detector, batch_size, seed=0, cache=False, start_s
 def validation_batches(dataset, detector, batch_size):
     """Batches for `detector.evaluate` and the validation loss: in order, resized, not augmented, none left out."""
 
-    look_up = annotations(dataset, detector.keypoint_names, detector.name)
+    look_up = annotations(dataset, detector)
     encoder, resizer = _encoder(detector), _resizer(detector)
 
     def encode(i):
@@ -73,7 +73,7 @@ def blank_images(dataset, detector, function, seed=None):
     Raises:
         TfdetError: the data set has not the keypoints that the detector learns.
     """
-    look_up = annotations(dataset, detector.keypoint_names, detector.name)
+    look_up = annotations(dataset, detector)
     resizer = _resizer(detector)
     sizes = tf.constant([(example.height, example.width, 3) for example in dataset.examples])
 
@@ -131,16 +131,17 @@ def _path(image):
     return image.path if isinstance(image, Record) else image if isinstance(image, str) else ""
 
 
-def annotations(dataset, keypoint_names=(), detector=""):
-    """A function: the number of an image, a scalar tensor -> its source (see `read`), boxes, labels and crowd, and
-    keypoints if there are names of those that are wanted.
+def annotations(dataset, detector=None):
+    """A function: the number of an image, a scalar tensor -> its source (see `read`), boxes, labels and crowd, and its
+    keypoints if the detector finds any.
 
     Raises:
-        TfdetError: the data set has other keypoints than the detector of that name wants.
+        TfdetError: the data set has other keypoints.
     """
+    keypoint_names = () if detector is None else detector.keypoint_names
     if keypoint_names and keypoint_names != dataset.keypoint_names:
         given = ", ".join(dataset.keypoint_names) or "no keypoints"
-        raise TfdetError(f"{dataset.name} has {given}; {detector} learns {', '.join(keypoint_names)}")
+        raise TfdetError(f"{dataset.name} has {given}; {detector.name} learns {', '.join(keypoint_names)}")
 
     def rows(name, dtype):
         values = [getattr(example, name) for example in dataset.examples]

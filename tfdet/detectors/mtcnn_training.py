@@ -11,7 +11,7 @@ Each is a mean over the crops that take part, and they weigh 1, 0.5 and 0.5; O-N
 import keras
 from keras import ops
 
-from tfdet.detectors.mtcnn_samples import NAMES, NEGATIVE, POSITIVE
+from tfdet.data.mtcnn_samples import NAMES, NEGATIVE, POSITIVE
 
 HARDEST = 0.7
 

@@ -3,7 +3,7 @@
     python -m tfdet.recipes.mtcnn --data wider_face:DIR --landmarks landmarks:FILE
 
 P-Net learns from squares that are drawn by lot, R-Net from those that P-Net finds then, O-Net from those that are left
-of them behind R-Net (see tfdet.detectors.mtcnn_samples). The run folder has a folder for each of them.
+of them behind R-Net (see tfdet.data.mtcnn_samples). The run folder has a folder for each of them.
 
 What was measured: recipes/mtcnn/README.md.
 """
@@ -19,12 +19,12 @@ import tensorflow as tf
 from tfdet import commandline, drawing, evaluation, runs, training
 from tfdet.data import face_crops, load_dataset, split_names
 from tfdet.data.images import decode
+from tfdet.data.mtcnn_samples import NAMES, SHARES, PNetSamples
 from tfdet.data.pipeline import annotations, read
 from tfdet.data.validation import raise_unreadable
 from tfdet.data.wider_face import LEVELS
 from tfdet.detectors.base import StopOnNonFiniteLoss
 from tfdet.detectors.mtcnn import mtcnn
-from tfdet.detectors.mtcnn_samples import NAMES, SHARES, PNetSamples
 from tfdet.detectors.mtcnn_training import compile_network
 from tfdet.distribution import strategy_scope
 from tfdet.errors import TfdetError, require_tensorflow

@@ -5,10 +5,10 @@ import pytest
 import tensorflow as tf
 
 from tfdet.area import AreaTable
+from tfdet.data import mtcnn_samples as samples
+from tfdet.data.mtcnn_samples import DROPPED, NEGATIVE, PART, POSITIVE
 from tfdet.data.transforms import Draw
-from tfdet.detectors import mtcnn_samples as samples
 from tfdet.detectors.mtcnn import _moved
-from tfdet.detectors.mtcnn_samples import DROPPED, NEGATIVE, PART, POSITIVE
 
 SQUARE = (1, 1, 100, 100)  # pixels 1 to 100: the box 0, 0, 100, 100
 
