@@ -49,10 +49,10 @@ class Settings(training.CommonSettings):
 
 
 DEFAULTS = {
-    "batch_size": 448,
+    "batch_size": 224,
     "steps": 10_000,
     "optimizer": "adam",
-    "learning_rate": 1e-3,
+    "learning_rate": 4e-3,
     "drops": (),
     "warmup_steps": 100,
     "weight_decay": 0.0,
