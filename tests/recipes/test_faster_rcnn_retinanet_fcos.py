@@ -54,6 +54,7 @@ def test_what_is_not_given_follows_from_the_data(name, recipe, data, expected):
     assert settings.weight_decay == 1e-4
     assert (settings.steps is None) != (settings.epochs is None)
     optional = {"config", "output", "resume", "test_split", "steps", "epochs", "weights"}
+    optional |= set() if name == "fcos" else {"anchor_sizes"}  # others than the detector's own
     assert {key for key, value in dataclasses.asdict(settings).items() if value is None} <= optional
 
 
@@ -125,14 +126,17 @@ BUILDERS = {
 def test_which_detector_is_built(monkeypatch, make_dataset, recipe, backbone, function, weights):
     asked = []
     for each in {key: value for key, value in BUILDERS.items() if key[0] == recipe}.values():
-        monkeypatch.setattr(RECIPES[recipe], each, lambda *all, each=each: asked.append((each, *all)) or tiny())
+        monkeypatch.setattr(
+            RECIPES[recipe], each, lambda *all, each=each, **named: asked.append((each, *all, named)) or tiny()
+        )
     given = {"backbone": backbone, "backbone_weights": weights, "short_sides": (64, 96), "long_side": 128}
     settings = RECIPES[recipe].resolve(
         RECIPES[recipe].Settings(**given, optimizer="sgd", learning_rate=0.5, warmup_steps=0)
     )
     model = RECIPES[recipe].build(settings, make_dataset())
     backbone = () if function == "faster_rcnn_vgg16" else (backbone,)
-    given = None if weights == "none" else weights, (64, 96), 128, *((True,) if function == "fcos" else ())
+    last = {"fcos": (True, {}), "faster_rcnn_fpn": (None, {}), "retinanet": ({"anchor_sizes": None},)}
+    given = None if weights == "none" else weights, (64, 96), 128, *last.get(function, ({},))
     assert asked == [(function, ("red", "blue"), *backbone, *given)]
     assert (model.optimizer.momentum, float(model.optimizer.learning_rate)) == (0.9, 0.5)
 
