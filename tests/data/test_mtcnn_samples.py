@@ -112,6 +112,18 @@ def test_what_inspect_shows_is_what_is_drawn():
     ]
 
 
+def test_inspect_shows_a_landmark_square_for_each_face():
+    boxes, labels = tf.constant([[40.0, 50.0, 90.0, 100.0], [100.0, 20.0, 150.0, 70.0]]), tf.constant([0, -1])
+    inspected = samples.PNetSamples(smallest=20, landmarks=True)
+    _, found = inspected.samples(tf.zeros((200, 400, 3), tf.uint8), boxes, labels, tf.constant(7, tf.int64))
+    assert found.kinds == ("landmark",)
+    sides = (found.boxes[:, 2] - found.boxes[:, 0]).numpy()
+    assert len(sides) == 2 and (sides >= 40 - 1).all() and (sides <= 75 + 1).all()  # 0.8 to 1.5 times the face
+    matched, why = found.matched.numpy(), found.why.numpy()
+    assert matched[0] in (0, -2) and (why[0] > 0) == (matched[0] == -2)
+    assert matched[1] == -2 and why[1] == 0  # a crowd
+
+
 def test_an_image_without_faces_has_squares_anywhere():
     none = tf.zeros((0, 4)), tf.zeros(0, tf.bool)
     squares = samples.drawn_squares(*none, 200, 400, 20, Draw(tf.constant([3, 4])))

@@ -108,12 +108,15 @@ class PNetSamples:
 
     It has of a `Detector` what it takes to ask for samples. Batches are then mixed of them, as SHARES says. Those of
     R-Net and O-Net depend on the networks before them.
+
+    Args:
+        smallest: pixels. landmarks: whether the data set has any, so that there are landmark squares, too.
     """
 
     name, keypoint_names, wants_crowds = "mtcnn", (), True
 
-    def __init__(self, smallest):
-        self.smallest, self.resizer = smallest, KeepSize(multiple=1)
+    def __init__(self, smallest, landmarks=False):
+        self.smallest, self.landmarks, self.resizer = smallest, landmarks, KeepSize(multiple=1)
 
     def augmentation(self, image, boxes, labels, seed):
         """Nothing: it is crops that are mirrored and turned."""
@@ -123,33 +126,40 @@ class PNetSamples:
         boxes = tf.convert_to_tensor(boxes)
         sizes = boxes[:, 2:] - boxes[:, :2]
         shorter, longer = tf.reduce_min(sizes, axis=1), tf.reduce_max(sizes, axis=1)
-        learnt = (longer >= self.smallest) & (labels >= 0)
-        draw = Draw(tf.stack([tf.cast(seed, tf.int64), 0]))
-        squares = drawn_squares(boxes, learnt, *tf.unstack(tf.shape(image)[:2]), self.smallest, draw)
-        kind, face = kinds(squares, boxes, learnt)
-        positive, part = kind == POSITIVE, kind == PART
-        corners, sides = tf.split(tf.cast(whole_pixels(squares), tf.float32), 2, axis=1)
-        matched = tf.where(kind == NEGATIVE, assigners.NEGATIVE, assigners.IGNORED)
+        large, draw = longer >= self.smallest, Draw(tf.stack([tf.cast(seed, tf.int64), 0]))
+        squares = drawn_squares(boxes, large & (labels >= 0), *tf.unstack(tf.shape(image)[:2]), self.smallest, draw)
+        kind, face = kinds(squares, boxes, large & (labels >= 0))
         root = tf.sqrt(shorter / longer)
-        why = tf.where(longer < self.smallest, 1, tf.where(root / (2 - root) <= 0.65, 2, 3))
-        own = serving(tf.where(positive, face, assigners.NEGATIVE), tf.shape(boxes)[0])
-        return (
-            Samples(
-                stage="pnet, before mixing",
-                shape="box",
-                boxes=tf.concat([corners, corners + sides], axis=1),
-                levels=tf.zeros_like(kind),
-                matched=tf.where(positive | part, face, matched),
-                drawn=kind != DROPPED,
-                why=tf.where((own > 0) | (labels < 0), 0, why),
-                reasons=(
-                    f"smaller than {self.smallest} pixels",
-                    "too narrow: no square overlaps it by more than 0.65",
-                    "by lot no square overlaps it by more than 0.65, this time",
-                ),
-                kinds=("positive", "part"),
-                kind=tf.cast(part, tf.int32),
-            ),
+        why = tf.where(~large, 1, tf.where(root / (2 - root) <= 0.65, 2, 3))
+        reasons = (
+            f"smaller than {self.smallest} pixels",
+            "too narrow: no square overlaps it by more than 0.65",
+            "by lot no square overlaps it by more than 0.65, this time",
+        )
+        stages = [self._stage("pnet, before mixing", squares, kind, face, labels, why, reasons, ("positive", "part"))]
+        if self.landmarks:
+            squares = jittered(boxes, draw, LANDMARK_SQUARES)
+            kind, face = kinds(squares, boxes, labels >= 0)
+            kind = tf.where((kind == POSITIVE) | (kind == PART), POSITIVE, DROPPED)
+            why, reasons = tf.ones_like(labels), ("by lot its square overlaps it by less than 0.4, this time",)
+            stages.append(self._stage("landmarks", squares, kind, face, labels, why, reasons, ("landmark",)))
+        return tuple(stages)
+
+    def _stage(self, stage, squares, kind, face, labels, why, reasons, names):
+        corners, sides = tf.split(tf.cast(whole_pixels(squares), tf.float32), 2, axis=1)
+        others = tf.where(kind == NEGATIVE, assigners.NEGATIVE, assigners.IGNORED)
+        own = serving(tf.where(kind == POSITIVE, face, assigners.NEGATIVE), tf.shape(labels)[0])
+        return Samples(
+            stage=stage,
+            shape="box",
+            boxes=tf.concat([corners, corners + sides], axis=1),
+            levels=tf.zeros_like(kind),
+            matched=tf.where((kind == POSITIVE) | (kind == PART), face, others),
+            drawn=kind != DROPPED,
+            why=tf.where((own > 0) | (labels < 0), 0, why),
+            reasons=reasons,
+            kinds=names,
+            kind=tf.cast(kind == PART, tf.int32),
         )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
@@ -147,6 +148,7 @@ def tabulate(dataset, detectors):
 def tables(found):
     """What `tabulate` found as tables for the terminal."""
     titles = {column["key"]: column["title"] for column in found["columns"]}
+    stages = Counter(row["detector"] for row in found["rows"] if not row["settings"])
     for title, keys in TABLES.items():
         table = Table(title=f"{found['data']}: {title}")
         table.add_column("detector", min_width=15, overflow="fold")
@@ -154,6 +156,7 @@ def tables(found):
             table.add_column(titles[key], justify="left" if key == "why" else "right")
         for row in found["rows"]:
             name = f"  {row['settings']}" if row["settings"] else row["detector"]
+            name += f": {row['stage']}" if stages[row["detector"]] > 1 else ""
             table.add_row(name, *(shown(row["figures"][key]) for key in keys))
         yield table
 

@@ -28,6 +28,7 @@ from tfdet.detectors.mtcnn import mtcnn
 from tfdet.detectors.mtcnn_training import compile_network
 from tfdet.distribution import strategy_scope
 from tfdet.errors import TfdetError, require_tensorflow
+from tfdet.skeleton import FACE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,7 @@ def inspected(settings, dataset):
         TfdetError: the data set has other classes than faces.
     """
     _check_faces(dataset)
-    return PNetSamples(settings.min_face)
+    return PNetSamples(settings.min_face, landmarks=dataset.keypoint_names == FACE)
 
 
 def _check_faces(dataset):
