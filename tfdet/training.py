@@ -253,14 +253,9 @@ def fit(model, train, val, settings, folder):
 def _fit(model, train, val, settings, folder):
     per_epoch = settings.steps // settings.epochs
     done = int(model.optimizer.iterations.numpy())
-
-    def batches_from_here(_):
-        return pipeline.training_batches(
-            train, model, settings.batch_size, seed=settings.seed, cache=settings.cache, start_step=done
-        )
-
-    # With several replicas Keras begins to read twice. Made anew each time, the batches are the same each time.
-    batches = tf.data.Dataset.range(1).flat_map(tf.autograph.experimental.do_not_convert(batches_from_here))
+    batches = pipeline.training_batches(
+        train, model, settings.batch_size, seed=settings.seed, cache=settings.cache, start_step=done
+    )
     runs.forget_history_after(folder, done // per_epoch)
     try:
         model.fit(

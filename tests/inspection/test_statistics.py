@@ -63,7 +63,7 @@ def tally(detector, drawn):
 
 
 def test_counts_are_those_of_an_epoch_of_training(detector, drawn, tally):
-    found = counted(detector, tfdet.training_batches(drawn, detector, 2, seed=statistics.SEED))
+    found = counted(detector, tfdet.training_batches(drawn, detector, 2, seed=statistics.SEED, start_step=0).take(2))
     assert found["positives_drawn"] > 0
     own = dict(zip(statistics.COUNTS, tally.counts.tolist(), strict=True))
     assert tally.images == 4

@@ -8,8 +8,10 @@ from keras import ops
 
 from tfdet.assigners import IGNORED
 from tfdet.data.images import decode
+from tfdet.data.order import random_order
 from tfdet.data.portable import compiled, in_graph
 from tfdet.data.records import Record, read_image
+from tfdet.distribution import is_cluster
 from tfdet.errors import TfdetError
 
 
@@ -17,34 +19,43 @@ def training_batches(dataset, detector, batch_size, seed=0, cache=False, start_s
     """Shuffled, augmented, encoded batches for `detector.fit`.
 
     Each epoch has another order and other augmentation, all of which follows from `seed`: the same seed gives the same
-    batches. The last, incomplete batch of an epoch is left out.
+    batches. The last, incomplete batch of an epoch is left out. Of a detector that was made for a cluster's workers
+    (MultiWorkerMirroredStrategy) each worker reads its part of every batch, and no other image.
 
     Args:
         dataset: tfdet.data.Dataset.
         detector: its augmentation, fed size and target encoder are used.
-        cache: keep decoded images in memory, for sets that fit there.
+        batch_size: images of a step, over all replicas of all workers.
+        cache: decode all images first and keep them in memory, for sets that fit there.
         start_step: None for one epoch each time the result is iterated over; a number for an endless stream that
             starts at that step, so that a run can go on where it stopped.
     Returns:
-        tf.data.Dataset of (images float32 [B, h, w, 3] 0..255, {target: [B, ...]}).
+        tf.data.Dataset of (images float32 [B, h, w, 3] 0..255, {target: [B, ...]}); in a cluster its strategy's
+        distributed dataset of the same.
+    Raises:
+        ValueError: the data set does not fill a batch, or the replicas cannot divide a batch.
     """
     if len(dataset) < batch_size:
         raise ValueError(f"{dataset.name}: {len(dataset)} images do not fill one batch of {batch_size}")
     look_up, encoder = annotations(dataset, detector), _encoder(detector)
-    examples = tf.data.Dataset.range(len(dataset))
-    if cache:
-        examples = _map(examples, lambda i: _decode(look_up(i))).cache()
-    stream = _in_random_order(examples, len(dataset), seed)
-    if start_step is not None:
-        # Skipped before anything is decoded: going on costs no time.
-        per_epoch = len(dataset) // batch_size * batch_size
-        stream = stream.take(per_epoch).repeat().skip(start_step * batch_size)
+    decoded = _in_memory(look_up, len(dataset)) if cache else lambda i: _decode(look_up(i))
 
-    def encode(example, seed):
-        fed = _augmented(example if cache else _decode(look_up(example)), seed, detector)
+    def encode(i, seed):
+        fed = _augmented(decoded(i), seed, detector)
         return fed[0], encoder(*fed)
 
-    return _batched(_map(stream, encode), batch_size, drop_remainder=True)
+    def batches(worker, workers, of_replica):
+        stream = random_order(len(dataset), batch_size, seed, start_step, worker, workers)
+        return _batched(_map(stream, encode), of_replica, drop_remainder=True)
+
+    strategy = getattr(detector, "distribute_strategy", None)
+    if not is_cluster(strategy):
+        return batches(0, 1, batch_size)
+    return strategy.distribute_datasets_from_function(
+        lambda context: batches(
+            context.input_pipeline_id, context.num_input_pipelines, context.get_per_replica_batch_size(batch_size)
+        )
+    )
 
 
 def validation_batches(dataset, detector, batch_size):
@@ -64,7 +75,7 @@ def blank_images(dataset, detector, function, seed=None):
     """What `function` says of each image, as `detector.encode` is given it, but blank: nothing is decoded.
 
     Their order, sizes, boxes and seeds are those of `validation_batches`; with a seed they are those of the first epoch
-    of `training_batches` of that seed, augmented, and none is left out at the end.
+    of `training_batches(start_step=0)` of that seed, augmented, and none is left out at the end.
 
     Args:
         function: as `Detector.encode`.
@@ -83,7 +94,7 @@ def blank_images(dataset, detector, function, seed=None):
     numbers = tf.data.Dataset.range(len(dataset))
     if seed is None:
         return _map(numbers, lambda i: function(*_resized(blank(i), i, detector, resizer)))
-    stream = _in_random_order(numbers, len(dataset), seed)
+    stream = random_order(len(dataset), 1, seed).take(len(dataset))
     return _map(stream, lambda i, seed: function(*_augmented(blank(i), seed, detector)))
 
 
@@ -169,11 +180,13 @@ def _objects(example, detector):
     return [example[name][~example["crowd"]] for name in ("boxes", "labels", "keypoints") if name in example]
 
 
-def _in_random_order(examples, count, seed):
-    """Pairs of an example and the seed of what is drawn for it, in another order in each epoch."""
-    # What is shuffled, as a whole, are numbers: little memory and no wait, however many images there are.
-    seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
-    return tf.data.Dataset.zip(examples.shuffle(count, seed=seed, reshuffle_each_iteration=True), seeds)
+def _in_memory(look_up, count):
+    """`_decode` of what `look_up` says, from images that are all decoded here and now."""
+    images = [example["image"] for example in _map(tf.data.Dataset.range(count), lambda i: _decode(look_up(i)))]
+    sizes = tf.constant([image.shape.as_list() for image in images], tf.int64)
+    pixels = tf.concat([tf.reshape(image, [-1]) for image in images], axis=0)
+    pixels = tf.RaggedTensor.from_row_lengths(pixels, tf.reduce_prod(sizes, axis=1))
+    return lambda i: {**look_up(i), "image": tf.reshape(pixels[i], sizes[i])}
 
 
 def _augmented(example, seed, detector):

@@ -7,6 +7,7 @@ from keras import ops
 from tfdet.backbones.stand_in import StandIn
 from tfdet.distribution import num_replicas
 from tfdet.errors import NonFiniteLossError, require_tensorflow
+from tfdet.keras_multi_worker import prepare_for_workers
 
 
 class Detector(keras.Model):
@@ -107,6 +108,7 @@ class Detector(keras.Model):
         callbacks = callbacks.callbacks if isinstance(callbacks, keras.callbacks.CallbackList) else callbacks
         callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or [])
         kwargs.setdefault("shuffle", isinstance(x, np.ndarray))  # Keras warns of it where a pipeline does it
+        prepare_for_workers(self)
         return super().fit(x, *args, callbacks=[StopOnNonFiniteLoss(), *callbacks], **kwargs)
 
     def make_train_function(self, force=False):
