@@ -130,9 +130,9 @@ def test_a_folder_of_no_settings_is_not_left_behind(tmp_path, monkeypatch):
         pytest.raises(TfdetError, match=r"written: .*no checkpoint yet$"),
     ):
         patch.setattr(os, "fsync", no_space)
-        runs.create_folder(settings, "ssd300")
+        runs.open_folder(settings, "ssd300")
     assert files(tmp_path) == []
-    assert files(runs.create_folder(settings, "ssd300")) == ["settings.toml"]
+    assert files(runs.open_folder(settings, "ssd300")) == ["settings.toml"]
 
 
 # --- history ---

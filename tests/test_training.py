@@ -177,16 +177,16 @@ def test_written_settings_are_read_again(tmp_path, changes):
 
 def test_a_run_folder_is_made_with_its_settings(tmp_path):
     settings = dataclasses.replace(SETTINGS, output=str(tmp_path / "runs" / "one"))
-    folder = runs.create_folder(settings, "ssd300")
+    folder = runs.open_folder(settings, "ssd300")
     assert folder == tmp_path / "runs" / "one"
     assert tomllib.loads((folder / "settings.toml").read_text())["learning_rate"] == 0.1
     with pytest.raises(TfdetError, match=r"one: this run folder is not empty.*--resume"):
-        runs.create_folder(settings, "ssd300")
+        runs.open_folder(settings, "ssd300")
 
 
 def test_a_run_folder_has_a_name_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = runs.create_folder(dataclasses.replace(SETTINGS, data="voc:some/where"), "ssd300")
+    folder = runs.open_folder(dataclasses.replace(SETTINGS, data="voc:some/where"), "ssd300")
     assert folder.parent.name == "runs"
     assert folder.name.startswith("ssd300-voc-20")
 

@@ -31,6 +31,7 @@ def strategy():
     if keras.backend.backend() != "tensorflow":  # on JAX keras.distribution.DataParallel is the way
         return None
     if cluster := _cluster():
+        print(f"{cluster.task_type} {cluster.task_id} waits for the others of {cluster.cluster_spec().as_dict()}")
         return tf.distribute.MultiWorkerMirroredStrategy(cluster)
     return tf.distribute.MirroredStrategy() if len(tf.config.list_logical_devices("GPU")) > 1 else None
 
@@ -82,57 +83,90 @@ def _with_numbers(address):
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", address)]
 
 
-def is_cluster(strategy):
-    """Whether it trains with several processes."""
-    return num_workers(strategy) > 1
-
-
-def num_workers(strategy):
-    """How many processes train by it together."""
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+def num_workers(among):
+    """How many processes train together by that strategy."""
+    if not isinstance(among, tf.distribute.MultiWorkerMirroredStrategy):
         return 1
-    return max(1, sum(map(len, strategy.cluster_resolver.cluster_spec().as_dict().values())))
+    return max(1, sum(map(len, among.cluster_resolver.cluster_spec().as_dict().values())))
 
 
-def is_chief():
-    """Whether this process writes for all: it is the cluster's chief, or else its first worker, or alone."""
-    return not is_cluster(strategy()) or worker_number() == 0
+def is_cluster(among):
+    """Whether that strategy trains with several processes."""
+    return num_workers(among) > 1
 
 
-def worker_number():
-    """Which of the cluster's processes this is, counted from the chief, which is 0."""
-    cluster = strategy().cluster_resolver
+def worker_number(among):
+    """Which of that strategy's processes this one is, counted from the chief, which is 0."""
+    if not is_cluster(among):
+        return 0
+    cluster = among.cluster_resolver
     chiefs = len(cluster.cluster_spec().as_dict().get("chief", ()))
     return cluster.task_id + (chiefs if cluster.task_type == "worker" else 0)
 
 
-def gathered(value):
-    """What every worker has called this with, in their order; [value] where there is no cluster.
+def is_chief():
+    """Whether this process writes what comes of a run: of a cluster's the chief does, or else the first worker."""
+    return worker_number(strategy()) == 0
 
-    value: anything that can be pickled.
+
+def gathered(value, among=None):
+    """What every worker has called this with, in their order; of a single process [value].
+
+    value: anything that can be pickled. among: the strategy by which they train together; this process' own.
     """
-    if not is_cluster(strategy()):
+    among = among or strategy()
+    if not is_cluster(among):
         return [value]
     data = pickle.dumps(value)
     words = np.frombuffer(data + bytes(-len(data) % 4), np.int32)  # collective operations know no bytes
-    lengths = _gathered(np.array([len(words)], np.int32))
-    return [pickle.loads(part.tobytes()) for part in np.split(_gathered(words), np.cumsum(lengths)[:-1])]
+    lengths = _joined(np.array([len(words)], np.int32), among)
+    return [pickle.loads(part.tobytes()) for part in np.split(_joined(words, among), np.cumsum(lengths)[:-1])]
 
 
-def _gathered(array):
+def _joined(array, among):
     """The arrays [N] of all workers, one behind the other; N may differ."""
+    replicas = among.num_replicas_in_sync // num_workers(among)  # of a worker; its first one has the array
 
     def of_replica(context):
-        first = context.replica_id_in_sync_group % (context.num_replicas_in_sync // num_workers(strategy())) == 0
-        return tf.constant(array if first else array[:0])
+        return tf.constant(array if context.replica_id_in_sync_group % replicas == 0 else array[:0])
 
-    values = strategy().experimental_distribute_values_from_function(of_replica)
-    return strategy().gather(values, axis=0).numpy()
+    return among.gather(among.experimental_distribute_values_from_function(of_replica), axis=0).numpy()
 
 
 def from_chief(value):
-    """The chief's."""
+    """What the chief has called this with. It waits for all workers: what the chief wrote before is there for them."""
     return gathered(value)[0]
+
+
+@contextlib.contextmanager
+def one_of_several():
+    """Around a run: the chief alone says what it does, and if another worker is lost, this one ends in one line.
+
+    Raises:
+        TfdetError: a worker cannot be reached any more. TensorFlow knows at once where a process has ended, and after
+            some seconds without a sign of life.
+    """
+    if not is_cluster(strategy()):
+        yield
+        return
+    number, workers = worker_number(strategy()), num_workers(strategy())
+    try:
+        with contextlib.ExitStack() as stack:
+            if not is_chief():
+                stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            yield
+            from_chief(None)  # who ends before the others is taken for lost
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+        tasks = re.findall(r"/job:(\w+)/(?:replica:0/)?task:(\d+)", error.message)
+        cluster = strategy().cluster_resolver
+        others = [
+            (kind, int(task)) for kind, task in tasks if (kind, int(task)) != (cluster.task_type, cluster.task_id)
+        ]
+        lost = f"{others[0][0]} {others[0][1]}" if others else "another worker"
+        raise TfdetError(
+            f"{lost} of the cluster is gone, so worker {number} of {workers} stops, too; the same command, started "
+            "again on all of them, goes on from the last checkpoint"
+        ) from error
 
 
 def num_replicas():

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfdet.data.pipeline import prediction_batches
 from tfdet.data.validation import raise_unreadable
 from tfdet.errors import TfdetError
+from tfdet.keras_multi_worker import alone
 
 
 class Detections(NamedTuple):
@@ -130,7 +131,8 @@ def _detect(detector, ids, images, batch_size, verbose):
     if not images:
         return []
     try:
-        found = detector.predict(prediction_batches(images, detector, batch_size), verbose=verbose)
+        with alone(detector):
+            found = detector.predict(prediction_batches(images, detector, batch_size), verbose=verbose)
     except tf.errors.OpError:
         raise_unreadable(ids, images)
         raise

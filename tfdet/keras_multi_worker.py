@@ -39,8 +39,12 @@ def prepare_for_workers(model):
 
 @contextlib.contextmanager
 def alone(model):
-    """Inside, `predict` of a model computes in this process, whatever strategy the model was made for."""
-    strategy, model._distribute_strategy = model._distribute_strategy, None
+    """Inside, `predict` of a model that was made in the scope of such a strategy computes in this process only."""
+    strategy = getattr(model, "distribute_strategy", None)
+    if not is_cluster(strategy):
+        yield
+        return
+    model._distribute_strategy = None
     try:
         yield
     finally:

@@ -16,20 +16,42 @@ import tensorflow as tf
 
 from tfdet import drawing, evaluation, inference, serving
 from tfdet.data.images import load_image
+from tfdet.distribution import from_chief, is_chief, is_cluster, strategy, strategy_scope
 from tfdet.errors import TfdetError
 
 
-def create_folder(settings, recipe):
-    """Make the folder of a new run, with the settings in it."""
-    kind = settings.data.partition(":")[0]
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+def open_folder(settings, recipe):
+    """The folder of a run: that of the run to resume, or else a new one with the settings in it.
+
+    The workers of a cluster, whose command starts the same run again when one of them was lost, go on with the run that
+    the folder has, if its settings are the same.
+
+    Raises:
+        TfdetError: the folder has another run, or cannot be written.
+    """
+    if settings.resume:
+        return Path(settings.resume)
+    return from_chief(_new_folder(settings, recipe) if is_chief() else None)
+
+
+def _new_folder(settings, recipe):
+    kind, cluster = settings.data.partition(":")[0], is_cluster(strategy())
+    stamp = "cluster" if cluster else datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = Path(settings.output or f"runs/{recipe}-{kind}-{stamp}")
-    if folder.exists() and any(folder.iterdir()):
-        raise TfdetError(f"{folder}: this run folder is not empty; --resume {folder} goes on with its run")
     with writing_in(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_settings(settings, folder / "settings.toml")
+        if not folder.exists() or not any(folder.iterdir()):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_settings(settings, folder / "settings.toml")
+        elif not cluster:
+            raise TfdetError(f"{folder}: this run folder is not empty; --resume {folder} goes on with its run")
+        elif not _has_settings(folder, settings):
+            raise TfdetError(f"{folder}: has a run of other settings (see its settings.toml); choose another --output")
     return folder
+
+
+def _has_settings(folder, settings):
+    path = folder / "settings.toml"
+    return path.is_file() and path.read_text(encoding="utf-8") == _as_toml(settings)
 
 
 @contextlib.contextmanager
@@ -67,12 +89,15 @@ def _complete(path):
 
 def write_settings(settings, path):
     """Settings as TOML that `--config` reads."""
+    with _complete(Path(path)) as unfinished:  # half of them would be a run of other settings
+        unfinished.write_text(_as_toml(settings), encoding="utf-8")
+
+
+def _as_toml(settings):
     values = dataclasses.asdict(settings) | {"config": None, "resume": None}
     values = {key: value for key, value in values.items() if value is not None}
     # JSON's strings, numbers, booleans and lists are TOML's.
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()]
-    with _complete(Path(path)) as unfinished:  # half of them would be a run of other settings
-        unfinished.write_text("".join(lines), encoding="utf-8")
+    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
 
 
 class Checkpoints(keras.callbacks.Callback):
@@ -118,8 +143,14 @@ STATE = "tfdet-run.json"  # inside the .keras archive, beside what Keras puts th
 
 def last_checkpoint(folder):
     """The compiled model of the last checkpoint in a run folder, or None if there is none yet."""
-    paths = _checkpoints(folder)
+    paths = from_chief(_checkpoints(folder))
     return keras.models.load_model(paths[-1]) if paths else None
+
+
+def best_model(folder):
+    """The best model of a run, once the chief has written it."""
+    with strategy_scope():
+        return keras.models.load_model(from_chief(Path(folder) / "best.keras"))
 
 
 def _checkpoints(folder):
@@ -162,6 +193,12 @@ def report(model, test, folder, examples=8, others=()):
     """
     figures = evaluation.evaluate(model, test)
     figures |= {other.name: evaluation.evaluate(model, other) for other in others}
+    if is_chief():
+        _write_report(model, test, folder, figures, examples)
+    return figures
+
+
+def _write_report(model, test, folder, figures, examples):
     shown = dataclasses.replace(test, examples=test.examples[:examples])
     images = [load_image(example.image) for example in shown.examples]
     found = inference.detect(model, shown)
@@ -172,7 +209,6 @@ def report(model, test, folder, examples=8, others=()):
         picture.save(folder / "predictions.png")
         shutil.rmtree(folder / "export", ignore_errors=True)  # of a run that is resumed
         serving.export(model, folder / "export")
-    return figures
 
 
 # Of recipes that need more than boxes

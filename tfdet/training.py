@@ -2,7 +2,6 @@
 
 import dataclasses
 import sys
-from pathlib import Path
 from typing import Literal
 
 import keras
@@ -12,7 +11,7 @@ from keras import ops
 from tfdet import drawing, evaluation, runs
 from tfdet.data import load_dataset, pipeline
 from tfdet.data.validation import raise_unreadable
-from tfdet.distribution import strategy_scope
+from tfdet.distribution import from_chief, is_chief, is_cluster, one_of_several, strategy, strategy_scope
 from tfdet.errors import TfdetError, require_tensorflow
 
 
@@ -153,25 +152,34 @@ def run(settings, recipe, build):
         build: function (settings, training Dataset) -> compiled detector.
     """
     require_tensorflow("a recipe")
-    keras.utils.set_random_seed(settings.seed)
-    keras.mixed_precision.set_dtype_policy(settings.precision)
-    train, val, test = load_splits(settings)
-    settings = with_whole_epochs(settings, len(train))
-
-    with strategy_scope():
-        model = runs.last_checkpoint(settings.resume) if settings.resume else None
-        model = model or build(settings, train)
-        decay_weights(model, settings.weight_decay)
-    folder = Path(settings.resume) if settings.resume else runs.create_folder(settings, recipe)
-    fit(model, train, val, settings, folder)
-    if settings.epochs:
-        model = keras.models.load_model(folder / "best.keras")
-    else:
-        with runs.writing_in(folder):
-            model.save(folder / "best.keras")  # as it came
-    figures = runs.report(model, test, folder)
-    runs.say_what_was_made(settings, recipe, test, figures, folder)
+    with one_of_several():
+        check_replicas(settings)
+        keras.utils.set_random_seed(settings.seed)
+        keras.mixed_precision.set_dtype_policy(settings.precision)
+        train, val, test = load_splits(settings)
+        settings = with_whole_epochs(settings, len(train))
+        folder = runs.open_folder(settings, recipe)
+        with strategy_scope():
+            model = runs.last_checkpoint(folder) or build(settings, train)
+            decay_weights(model, settings.weight_decay)
+        fit(model, train, val, settings, folder)
+        if settings.epochs:
+            model = runs.best_model(folder)
+        elif is_chief():
+            with runs.writing_in(folder):
+                model.save(folder / "best.keras")  # as it came
+        figures = runs.report(model, test, folder)
+        runs.say_what_was_made(settings, recipe, test, figures, folder)
     return folder
+
+
+def check_replicas(settings):
+    """Raises TfdetError where the devices of a cluster cannot share a batch equally."""
+    if is_cluster(strategy()) and settings.batch_size % strategy().num_replicas_in_sync:
+        devices = strategy().num_replicas_in_sync
+        raise TfdetError(
+            f"--batch-size must be a multiple of the {devices} devices of the cluster: {settings.batch_size}"
+        )
 
 
 def with_whole_epochs(settings, num_images):
@@ -246,7 +254,7 @@ def fit(model, train, val, settings, folder):
     with runs.writing_in(folder):
         if model.optimizer.iterations.numpy() < settings.steps:
             _fit(model, train, val, settings, folder)
-        if history := runs.read_history(folder):
+        if is_chief() and (history := runs.read_history(folder)):
             drawing.curves(history, folder / "curves.png")
 
 
@@ -256,7 +264,16 @@ def _fit(model, train, val, settings, folder):
     batches = pipeline.training_batches(
         train, model, settings.batch_size, seed=settings.seed, cache=settings.cache, start_step=done
     )
-    runs.forget_history_after(folder, done // per_epoch)
+    if is_chief():
+        runs.forget_history_after(folder, done // per_epoch)
+    last = from_chief(runs.last_figures(folder))
+    callbacks = [evaluation.Evaluation(val, every=settings.evaluate_every, last=last)]
+    if is_chief():
+        callbacks += [
+            keras.callbacks.CSVLogger(folder / "history.csv", append=True),
+            keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False),
+            runs.Checkpoints(folder),
+        ]
     try:
         model.fit(
             batches,
@@ -264,12 +281,7 @@ def _fit(model, train, val, settings, folder):
             initial_epoch=done // per_epoch,
             epochs=settings.epochs,
             verbose=1 if sys.stdout.isatty() else 2,
-            callbacks=[
-                evaluation.Evaluation(val, every=settings.evaluate_every, last=runs.last_figures(folder)),
-                keras.callbacks.CSVLogger(folder / "history.csv", append=True),
-                keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False),
-                runs.Checkpoints(folder),
-            ],
+            callbacks=callbacks,
         )
     except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError):  # what tf.data says of an image, nameless
         images = [example.image for example in train.examples]

@@ -4,6 +4,7 @@ that watches them.
 Ground truth comes as a `Dataset`, predictions as one `Detections` an image, both in pixels of the original images.
 """
 
+import dataclasses
 import math
 
 import keras
@@ -11,6 +12,7 @@ import numpy as np
 
 from tfdet import inference
 from tfdet.data.dataset import Dataset
+from tfdet.distribution import gathered, num_workers, worker_number
 from tfdet.evaluation.coco import (
     COCO_FIGURES,
     CocoResult,
@@ -66,7 +68,7 @@ def evaluate(detector, dataset: Dataset, batch_size: int = 8, verbose: int = 0) 
         "VOC_AP_11point", "VOC_AP_area", "objects"}}}, where "objects" counts those that are neither difficult nor
         crowds. VOC's are at IoU 0.5.
     """
-    detections = inference.detect(detector, dataset, batch_size, verbose)
+    detections = _detections(detector, dataset, batch_size, verbose)
     coco = coco_average_precision(dataset, detections)
     voc = {
         "VOC_AP_11point": voc_average_precision(dataset, detections),
@@ -107,10 +109,19 @@ class Evaluation(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         if self.figures is None or (epoch + 1) % self.every == 0:
-            detections = inference.detect(self.model, self.dataset, self.batch_size)
+            detections = _detections(self.model, self.dataset, self.batch_size)
             self.figures = coco_figures(self.dataset, detections) | of_parts(self.model, self.dataset, detections)
         if logs is not None:
             logs.update({f"val_{name}": value for name, value in self.figures.items()})
+
+
+def _detections(detector, dataset, batch_size, verbose=0):
+    """Those in all images. Of a cluster's workers each looks at its part of them, and is told what the others found."""
+    among = getattr(detector, "distribute_strategy", None)
+    number, workers = worker_number(among), num_workers(among)
+    own = dataclasses.replace(dataset, examples=dataset.examples[number::workers])
+    found = gathered(inference.detect(detector, own, batch_size, verbose), among)
+    return [found[i % workers][i // workers] for i in range(len(dataset))]
 
 
 def _mean_of_defined(values) -> float:
