@@ -109,6 +109,24 @@ def is_chief():
     return worker_number(strategy()) == 0
 
 
+def shared_batches(batches, batch_size, among):
+    """Batches for `fit`; in a cluster each worker's are its part of every batch.
+
+    Args:
+        batches: function (number of this worker, number of workers, size of a replica's batch) -> tf.data.Dataset.
+        batch_size: over all replicas of all workers. among: the strategy by which the model was made, or None.
+    Raises:
+        ValueError: the replicas cannot share a batch equally.
+    """
+    if not is_cluster(among):
+        return batches(0, 1, batch_size)
+    return among.distribute_datasets_from_function(
+        lambda context: batches(
+            context.input_pipeline_id, context.num_input_pipelines, context.get_per_replica_batch_size(batch_size)
+        )
+    )
+
+
 def gathered(value, among=None):
     """What every worker has called this with, in their order; of a single process [value].
 
@@ -121,6 +139,13 @@ def gathered(value, among=None):
     words = np.frombuffer(data + bytes(-len(data) % 4), np.int32)  # collective operations know no bytes
     lengths = _joined(np.array([len(words)], np.int32), among)
     return [pickle.loads(part.tobytes()) for part in np.split(_joined(words, among), np.cumsum(lengths)[:-1])]
+
+
+def dealt_out(items, work, among=None):
+    """work(items) -> a list of as much, done by all workers together: each does every so-many-th item."""
+    number, workers = worker_number(among or strategy()), num_workers(among or strategy())
+    parts = gathered(work(items[number::workers]), among)
+    return [parts[i % workers][i // workers] for i in range(len(items))]
 
 
 def _joined(array, among):

@@ -29,6 +29,7 @@ def prepare_for_workers(model):
             break
         with strategy.scope():
             model._symbolic_build(data_batch=data_batch)
+        model._maybe_symbolic_build = lambda **_: None  # once: a look at a batch takes it away from who comes later
 
     def with_an_axis(step):
         return lambda data: keras.tree.map_structure(lambda value: ops.reshape(value, [1]), step(data))

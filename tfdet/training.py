@@ -173,13 +173,12 @@ def run(settings, recipe, build):
     return folder
 
 
-def check_replicas(settings):
-    """Raises TfdetError where the devices of a cluster cannot share a batch equally."""
-    if is_cluster(strategy()) and settings.batch_size % strategy().num_replicas_in_sync:
-        devices = strategy().num_replicas_in_sync
-        raise TfdetError(
-            f"--batch-size must be a multiple of the {devices} devices of the cluster: {settings.batch_size}"
-        )
+def check_replicas(settings, group=1):
+    """Raises TfdetError where the devices of a cluster cannot share a batch equally, in groups of so many."""
+    among = strategy()
+    if is_cluster(among) and settings.batch_size % (least := among.num_replicas_in_sync * group):
+        said = f"{among.num_replicas_in_sync} devices of the cluster share it: {settings.batch_size}"
+        raise TfdetError(f"--batch-size must be a multiple of {least}, since {said}")
 
 
 def with_whole_epochs(settings, num_images):

@@ -11,6 +11,7 @@ from tfdet.data.images import decode
 from tfdet.data.mtcnn_samples import DROPPED, LANDMARK, NEGATIVE, PART, POSITIVE, SHARES
 from tfdet.data.pipeline import annotations, read
 from tfdet.data.transforms import Draw, distort_colours
+from tfdet.distribution import shared_batches
 from tfdet.skeleton import FACE
 
 # Crops of 32 images lie in one pool, of which batches are drawn: so an image is decoded once for many of them. No image
@@ -26,17 +27,21 @@ GROUP = sum(SHARES.values())  # of seven crops: batches are made of groups
 BOXES = SHARES[POSITIVE] + SHARES[PART]  # crops of a group that learn boxes
 
 
-def steps_per_epoch(dataset, batch_size):
+def steps_per_epoch(dataset, batch_size, workers=1):
     """How many batches it takes until as many negatives have been drawn as the images put into the pools at most."""
-    pool = min(POOL, len(dataset))
-    return len(dataset) // pool * _batches_of(pool, batch_size)
+    own = len(dataset) // workers
+    pool = min(POOL, own)
+    return own // pool * _batches_of(pool, batch_size // workers)
 
 
-def crop_batches(faces, landmarks, side, batch_size, smallest, seed=0, found=None, epoch=None, augment=True):
+def crop_batches(
+    faces, landmarks, side, batch_size, smallest, seed=0, found=None, epoch=None, augment=True, among=None
+):
     """Batches for `fit` of one of MTCNN's networks.
 
     Each has negatives, positives, parts and landmark crops as SHARES says, and so has each replica's part of it, if
-    that is a multiple of seven. All of it follows from `seed` and the number of the epoch.
+    that is a multiple of seven. All of it follows from `seed` and the number of the epoch. In a cluster each worker
+    reads its part of the images and draws its part of every batch from them.
 
     Args:
         faces: Dataset of annotated faces; landmarks: Dataset of faces with landmarks.
@@ -45,6 +50,7 @@ def crop_batches(faces, landmarks, side, batch_size, smallest, seed=0, found=Non
         found: for each image the squares [N, 4] to learn from, a RaggedTensor; None draws them (P-Net).
         epoch: the first of an endless stream; None for one epoch each time the result is iterated over.
         augment: mirror all, turn landmark crops, and distort colours.
+        among: the strategy by which the network was made.
     Raises:
         tf.errors.InvalidArgumentError, when it is iterated over: an image cannot be decoded; or NONE_OF_A_KIND, there
             being no crop of some kind in any of a pool's images.
@@ -55,19 +61,25 @@ def crop_batches(faces, landmarks, side, batch_size, smallest, seed=0, found=Non
     """
     face_crops = _face_crops(faces, side, smallest, found, augment)
     landmark_crops = _landmark_crops(landmarks, side, augment)
-    pool = min(POOL, len(faces))
-    batches, groups = _batches_of(pool, batch_size), batch_size // GROUP
 
-    def of_epoch(number):
-        key = tf.stack([tf.constant(seed, tf.int64), number])
-        pools = _map(_shuffled(len(faces), key), face_crops).batch(pool, drop_remainder=True)
-        pools = pools.flat_map(_plain(lambda crops: _drawn(crops, batches, groups)))
-        others = _map(_shuffled(len(landmarks), key).repeat(), landmark_crops).unbatch()
-        others = others.filter(lambda crop: crop["kind"] == LANDMARK).batch(groups * SHARES[LANDMARK])
-        return tf.data.Dataset.zip(pools, others)
+    def batches(worker, workers, of_replica):
+        groups, pool = of_replica // GROUP, min(POOL, len(faces) // workers)
+        pools, replicas = len(faces) // workers // pool, batch_size // workers // of_replica
+        of_pool = _batches_of(pool, batch_size // workers) * replicas
 
-    epochs = tf.data.Dataset.range(1) if epoch is None else tf.data.Dataset.range(epoch, tf.int64.max)
-    return _map(epochs.flat_map(_plain(of_epoch)), _grouped).prefetch(tf.data.AUTOTUNE)
+        def of_epoch(number):
+            key = tf.stack([tf.constant(seed, tf.int64), number])
+            images = _map(_shuffled(len(faces), key).shard(workers, worker), face_crops)
+            crops = images.batch(pool, drop_remainder=True).take(pools)
+            crops = crops.flat_map(_plain(lambda crops: _drawn(crops, of_pool, groups)))
+            others = _map(_shuffled(len(landmarks), key).shard(workers, worker).repeat(), landmark_crops).unbatch()
+            others = others.filter(lambda crop: crop["kind"] == LANDMARK).batch(groups * SHARES[LANDMARK])
+            return tf.data.Dataset.zip(crops, others)
+
+        epochs = tf.data.Dataset.range(1) if epoch is None else tf.data.Dataset.range(epoch, tf.int64.max)
+        return _map(epochs.flat_map(_plain(of_epoch)), _grouped).prefetch(tf.data.AUTOTUNE)
+
+    return shared_batches(batches, batch_size, among)
 
 
 def kinds_found(dataset, found, smallest):

@@ -11,7 +11,7 @@ from tfdet.data.images import decode
 from tfdet.data.order import random_order
 from tfdet.data.portable import compiled, in_graph
 from tfdet.data.records import Record, read_image
-from tfdet.distribution import is_cluster
+from tfdet.distribution import shared_batches
 from tfdet.errors import TfdetError
 
 
@@ -48,14 +48,7 @@ def training_batches(dataset, detector, batch_size, seed=0, cache=False, start_s
         stream = random_order(len(dataset), batch_size, seed, start_step, worker, workers)
         return _batched(_map(stream, encode), of_replica, drop_remainder=True)
 
-    strategy = getattr(detector, "distribute_strategy", None)
-    if not is_cluster(strategy):
-        return batches(0, 1, batch_size)
-    return strategy.distribute_datasets_from_function(
-        lambda context: batches(
-            context.input_pipeline_id, context.num_input_pipelines, context.get_per_replica_batch_size(batch_size)
-        )
-    )
+    return shared_batches(batches, batch_size, getattr(detector, "distribute_strategy", None))
 
 
 def validation_batches(dataset, detector, batch_size):

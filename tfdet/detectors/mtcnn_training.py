@@ -43,7 +43,7 @@ def hardest_cross_entropy(kind, logits):
     costs = ops.sparse_categorical_crossentropy(ops.cast(kind == POSITIVE, "int32"), logits, from_logits=True)
     rank = ops.argsort(ops.argsort(ops.where(taking_part, -costs, float("inf"))))
     count = ops.floor(HARDEST * ops.sum(ops.cast(taking_part, "float32")))
-    share = ops.shape(kind)[0] / ops.maximum(count, 1.0)
+    share = ops.cast(ops.shape(kind)[0], "float32") / ops.maximum(count, 1.0)
     return ops.where(ops.cast(rank, "float32") < count, costs * share, 0.0)
 
 

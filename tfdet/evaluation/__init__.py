@@ -12,7 +12,7 @@ import numpy as np
 
 from tfdet import inference
 from tfdet.data.dataset import Dataset
-from tfdet.distribution import gathered, num_workers, worker_number
+from tfdet.distribution import dealt_out
 from tfdet.evaluation.coco import (
     COCO_FIGURES,
     CocoResult,
@@ -116,12 +116,12 @@ class Evaluation(keras.callbacks.Callback):
 
 
 def _detections(detector, dataset, batch_size, verbose=0):
-    """Those in all images. Of a cluster's workers each looks at its part of them, and is told what the others found."""
-    among = getattr(detector, "distribute_strategy", None)
-    number, workers = worker_number(among), num_workers(among)
-    own = dataclasses.replace(dataset, examples=dataset.examples[number::workers])
-    found = gathered(inference.detect(detector, own, batch_size, verbose), among)
-    return [found[i % workers][i // workers] for i in range(len(dataset))]
+    """Those in all images; in a cluster each worker looks at its part of them."""
+
+    def detect(examples):
+        return inference.detect(detector, dataclasses.replace(dataset, examples=examples), batch_size, verbose)
+
+    return dealt_out(dataset.examples, detect, getattr(detector, "distribute_strategy", None))
 
 
 def _mean_of_defined(values) -> float:

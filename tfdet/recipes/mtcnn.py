@@ -11,7 +11,6 @@ What was measured: recipes/mtcnn/README.md.
 import dataclasses
 import re
 import sys
-from pathlib import Path
 
 import keras
 import tensorflow as tf
@@ -26,8 +25,16 @@ from tfdet.data.wider_face import LEVELS
 from tfdet.detectors.base import StopOnNonFiniteLoss
 from tfdet.detectors.mtcnn import mtcnn
 from tfdet.detectors.mtcnn_training import compile_network
-from tfdet.distribution import strategy_scope
+from tfdet.distribution import (
+    dealt_out,
+    is_chief,
+    num_workers,
+    one_of_several,
+    strategy,
+    strategy_scope,
+)
 from tfdet.errors import TfdetError, require_tensorflow
+from tfdet.keras_multi_worker import prepare_for_workers
 from tfdet.skeleton import FACE
 
 
@@ -104,22 +111,32 @@ def _check_faces(dataset):
 def run(settings):
     """Data, three networks, evaluation, pictures, export. Returns the run folder."""
     require_tensorflow("a recipe")
+    with one_of_several():
+        return _run(settings)
+
+
+def _run(settings):
+    training.check_replicas(settings, face_crops.GROUP)
     keras.utils.set_random_seed(settings.seed)
     keras.mixed_precision.set_dtype_policy(settings.precision)
     faces = training.splits_of(settings.data, settings)
     _check_faces(faces[0])
     landmarks = training.splits_of(settings.landmarks, settings)
-    settings = training.with_epochs_of(settings, face_crops.steps_per_epoch(faces[0], settings.batch_size))
+    for split in (*faces[:2], *landmarks[:2]):
+        if len(split) < num_workers(strategy()):
+            raise TfdetError(f"{split.name}: fewer images than workers")
+    settings = training.with_epochs_of(settings, _steps_per_epoch(faces[0], settings))
 
     with strategy_scope():
         model = mtcnn(settings.min_face, landmarks=True)
-    folder = Path(settings.resume) if settings.resume else runs.create_folder(settings, "mtcnn")
+    folder = runs.open_folder(settings, "mtcnn")
     for name in SIDES:
         with runs.writing_in(folder):
             trained = train(name, model, list(zip(faces[:2], landmarks[:2], strict=True)), settings, folder / name)
         getattr(model, name).set_weights(trained.get_weights())
-    with runs.writing_in(folder):
-        model.save(folder / "best.keras")
+    if is_chief():
+        with runs.writing_in(folder):
+            model.save(folder / "best.keras")
     test, others = faces[2], [landmarks[2]]
     harder = [f"{settings.test_split or settings.val_split}_{level}" for level in LEVELS]
     others += [load_dataset(settings.data, name, "skip") for name in split_names(settings.data) if name in harder]
@@ -132,6 +149,10 @@ def run(settings):
     return folder
 
 
+def _steps_per_epoch(dataset, settings):
+    return face_crops.steps_per_epoch(dataset, settings.batch_size, num_workers(strategy()))
+
+
 def train(name, model, splits, settings, folder):
     """Train the network of that name on, from wherever its folder says that it stands; returns the best one.
 
@@ -140,9 +161,9 @@ def train(name, model, splits, settings, folder):
         splits: (faces, landmarks) to train on, and to validate on.
     """
     folder.mkdir(exist_ok=True)
-    network = runs.last_checkpoint(folder)
-    if network is None:
-        with strategy_scope():
+    with strategy_scope():
+        network = runs.last_checkpoint(folder)
+        if network is None:
             network = keras.models.clone_model(getattr(model, name))
             network.set_weights(getattr(model, name).get_weights())  # the same, wherever the run has begun
             compile_network(network, training.optimizer(settings))
@@ -150,9 +171,10 @@ def train(name, model, splits, settings, folder):
     done = int(network.optimizer.iterations.numpy())
     if done < settings.steps:
         _fit(name, network, model, splits, settings, folder, done * settings.epochs // settings.steps)
-        losses = {key: values for key, values in runs.read_history(folder).items() if "loss" in key}
-        drawing.curves(losses, folder / "curves.png")
-    return keras.models.load_model(folder / "best.keras")
+        if is_chief():
+            losses = {key: values for key, values in runs.read_history(folder).items() if "loss" in key}
+            drawing.curves(losses, folder / "curves.png")
+    return runs.best_model(folder)
 
 
 def _fit(name, network, model, splits, settings, folder, epoch):
@@ -160,8 +182,16 @@ def _fit(name, network, model, splits, settings, folder, epoch):
     for first, (faces, landmarks) in zip((epoch, None), splits, strict=True):
         found = None if name == "pnet" else squares(model, name, faces, settings)
         arguments = (faces, landmarks, SIDES[name], settings.batch_size, settings.min_face, settings.seed, found, first)
-        batches.append(face_crops.crop_batches(*arguments, augment=first is not None))
-    runs.forget_history_after(folder, epoch)
+        among = network.distribute_strategy
+        batches.append(face_crops.crop_batches(*arguments, augment=first is not None, among=among))
+    callbacks = [StopOnNonFiniteLoss()]
+    if is_chief():
+        runs.forget_history_after(folder, epoch)
+        callbacks += [
+            keras.callbacks.CSVLogger(folder / "history.csv", append=True),
+            runs.Checkpoints(folder, lambda logs: -logs["val_loss"]),
+        ]
+    prepare_for_workers(network)
     shares = " : ".join(f"{share} {NAMES[kind]}" for kind, share in SHARES.items())
     print(f"{name}: an epoch has {settings.steps // settings.epochs} batches of {settings.batch_size} crops, {shares}")
     try:
@@ -169,16 +199,12 @@ def _fit(name, network, model, splits, settings, folder, epoch):
             batches[0],
             validation_data=batches[1],
             steps_per_epoch=settings.steps // settings.epochs,
-            validation_steps=face_crops.steps_per_epoch(splits[1][0], settings.batch_size),
+            validation_steps=_steps_per_epoch(splits[1][0], settings),
             initial_epoch=epoch,
             epochs=settings.epochs,
             shuffle=False,  # or Keras warns that the pipeline does it
             verbose=1 if sys.stdout.isatty() else 2,
-            callbacks=[
-                StopOnNonFiniteLoss(),
-                keras.callbacks.CSVLogger(folder / "history.csv", append=True),
-                runs.Checkpoints(folder, lambda logs: -logs["val_loss"]),
-            ],
+            callbacks=callbacks,
         )
     except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:  # what tf.data says, nameless
         examples = [example for pair in splits for dataset in pair for example in dataset.examples]
@@ -214,8 +240,13 @@ def _squares(model, name, faces, min_face, least):
     images = tf.TensorSpec([None, None, 3], tf.float32)
     look = tf.function(lambda image: willing.squares(image, name), input_signature=[images], autograph=False)
     look_up = annotations(faces)
-    images = tf.data.Dataset.range(len(faces)).map(lambda i: decode(read(look_up(i)["source"])), tf.data.AUTOTUNE)
-    found = [look(tf.cast(image, tf.float32)) for image in images]
+
+    def look_at(numbers):
+        images = tf.data.Dataset.from_tensor_slices(tf.constant(numbers, tf.int64))
+        images = images.map(lambda i: decode(read(look_up(i)["source"])), tf.data.AUTOTUNE)
+        return [look(tf.cast(image, tf.float32)).numpy() for image in images]
+
+    found = dealt_out(range(len(faces)), look_at)
     return tf.RaggedTensor.from_row_lengths(tf.concat(found, axis=0), [len(some) for some in found])
 
 
