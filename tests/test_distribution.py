@@ -1,9 +1,19 @@
 import contextlib
+import json
 
 import pytest
 import tensorflow as tf
 
 from tfdet import distribution
+from tfdet.errors import TfdetError
+
+
+@pytest.fixture(autouse=True)
+def asked_anew():
+    """The strategy of a process is found once; here it is another one each time."""
+    distribution.strategy.cache_clear()
+    yield
+    distribution.strategy.cache_clear()
 
 
 def replica_number():
@@ -50,3 +60,85 @@ def test_several_gpus_are_used_together(monkeypatch):
     with distribution.strategy_scope() as scope:
         assert tf.distribute.has_strategy()
     assert not isinstance(scope, contextlib.nullcontext)
+
+
+TWO = ["a:1", "b:2"]
+CONFIGS = {
+    "alone": ({"worker": ["a:1"]}, "worker", 0, None),
+    "no cluster": ({}, "worker", 0, None),
+    "first worker": ({"worker": TWO}, "worker", 0, 0),
+    "second worker": ({"worker": TWO}, "worker", 1, 1),
+    "chief": ({"chief": ["c:0"], "worker": TWO}, "chief", 0, 0),
+    "a worker behind a chief": ({"chief": ["c:0"], "worker": TWO}, "worker", 1, 2),
+}
+
+
+def cluster_of(monkeypatch, cluster, kind, number):
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": {"type": kind, "index": number}}))
+    return distribution._cluster()
+
+
+@pytest.mark.parametrize(("cluster", "kind", "number", "expected"), CONFIGS.values(), ids=CONFIGS)
+def test_the_cluster_of_tf_config(monkeypatch, cluster, kind, number, expected):
+    found = cluster_of(monkeypatch, cluster, kind, number)
+    if expected is None:
+        assert found is None
+        return
+    assert found.cluster_spec().as_dict() == cluster
+    strategy = tf.distribute.MultiWorkerMirroredStrategy.__new__(tf.distribute.MultiWorkerMirroredStrategy)
+    strategy._cluster_resolver = found
+    monkeypatch.setattr(type(strategy), "cluster_resolver", property(lambda self: self._cluster_resolver))
+    assert distribution.worker_number(strategy) == expected
+    assert distribution.num_workers(strategy) == sum(map(len, cluster.values()))
+
+
+BAD = {
+    "no such task": ({"worker": TWO}, "worker", 2, "its cluster has no task 2 of the type worker"),
+    "of no such kind": ({"worker": TWO}, "chief", 0, "its cluster has no task 0 of the type chief"),
+    "parameter server": ({"worker": TWO, "ps": ["p:1"]}, "worker", 0, "has a chief and workers, no ps"),
+    "evaluator": ({"worker": TWO, "evaluator": ["p:1"]}, "worker", 0, "has a chief and workers, no evaluator"),
+}
+
+
+@pytest.mark.parametrize(("cluster", "kind", "number", "message"), BAD.values(), ids=BAD)
+def test_a_tf_config_that_cannot_be(monkeypatch, cluster, kind, number, message):
+    with pytest.raises(TfdetError, match=message):
+        cluster_of(monkeypatch, cluster, kind, number)
+
+
+@pytest.mark.parametrize("text", ["{", '{"cluster": 3}'])
+def test_a_tf_config_that_cannot_be_read(monkeypatch, text):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(TfdetError, match="TF_CONFIG cannot be read"):
+        distribution._cluster()
+
+
+def test_the_cluster_of_slurm(monkeypatch):
+    """Addresses in the order of the machines, as Slurm counts: 2 before 10."""
+    variables = {"PROCID": "3", "STEP_NUM_TASKS": "5", "STEP_NODELIST": "node[2,10]", "STEP_TASKS_PER_NODE": "3,2"}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    found = distribution._cluster()
+    addresses = ["node2:8888", "node2:8889", "node2:8890", "node10:8888", "node10:8889"]
+    assert found.cluster_spec().as_dict() == {"worker": addresses}
+    assert (found.task_type, found.task_id, found.rpc_layer) == ("worker", 3, "grpc")
+    assert found.num_accelerators() == {"GPU": 0}
+
+
+@pytest.mark.parametrize("tasks", [None, "1"])
+def test_a_single_task_of_slurm_is_no_cluster(monkeypatch, tasks):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    if tasks:
+        monkeypatch.setenv("SLURM_STEP_NUM_TASKS", tasks)
+    assert distribution._cluster() is None
+
+
+def test_alone_there_is_nobody_to_tell():
+    assert distribution.gathered([1, 2]) == [[1, 2]]
+    assert distribution.from_chief("this") == "this"
+    assert distribution.dealt_out((1, 2, 3), lambda items: [2 * item for item in items]) == [2, 4, 6]
+    assert distribution.is_chief()
+    with distribution.one_of_several():
+        pass

@@ -12,7 +12,7 @@ import tensorflow as tf
 from PIL import Image
 
 import tfdet
-from tfdet import commandline, runs, training
+from tfdet import commandline, distribution, runs
 from tfdet.data.shapes import CLASS_NAMES, draw_example
 from tfdet.recipes import ssd300
 
@@ -160,10 +160,11 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(run, tmp_path):
 
 
 def test_a_run_of_two_replicas_that_was_cut_off(table, two_replicas, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "strategy_scope", two_replicas.scope)
-    monkeypatch.setattr(runs, "report", lambda *_: {"AP": 0.0, "AP50": 0.0})  # is no part of this
+    monkeypatch.setattr(distribution, "strategy", lambda: two_replicas)
     whole = tmp_path / "whole"
     ssd300.main(["--data", f"csv:{table}", *FLAGS, "--epochs", "2", "--output", str(whole)])
+    assert (whole / "export" / "1" / "saved_model.pb").exists()
+    monkeypatch.setattr(runs, "report", lambda *_: {"AP": 0.0, "AP50": 0.0})  # once is enough
     cut = cut_off(whole, tmp_path / "cut")
     ssd300.main(["--resume", str(cut)])
     assert_same_run(whole, cut)

@@ -111,6 +111,11 @@ class Detector(keras.Model):
         prepare_for_workers(self)
         return super().fit(x, *args, callbacks=[StopOnNonFiniteLoss(), *callbacks], **kwargs)
 
+    def evaluate(self, *args, **kwargs):
+        """keras.Model.evaluate: the loss and its parts; see `tfdet.evaluate` for what is found."""
+        prepare_for_workers(self)
+        return super().evaluate(*args, **kwargs)
+
     def make_train_function(self, force=False):
         """keras.Model's; of a step that makes the optimizer's variables on its way TensorFlow would trace two."""
         if not self.optimizer.built:
