@@ -27,15 +27,17 @@ import time
 HEADER = f"{'':40} {'tfdet':>11} {'peer':>11} {'ratio':>7}   (medians; spread of the ratio)"
 
 
-def arguments(description, sides, add_more=lambda parser: None):
+def arguments(description, sides, add_more=lambda parser: None, peer=True):
     """The command line; a process that was started for one of the `sides` works here until it is no longer needed.
 
     Args:
         sides: {name: function () -> run}. run(*question) does what is timed and returns the number of pieces of work.
         add_more: given the parser, for what else the script wants to know; all sides are told.
+        peer: whether a side is another package, which has an environment of its own.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", required=True, help="python of an environment with requirements.txt")
+    if peer:
+        parser.add_argument("--peer", required=True, help="python of an environment with requirements.txt")
     parser.add_argument("--side", choices=sides, help=argparse.SUPPRESS)
     add_more(parser)
     parsed = parser.parse_args()
