@@ -335,6 +335,8 @@ def test_convert_writes_all_splits_and_says_what_it_leaves_out(tmp_path, table, 
     assert sorted(path.name for path in (tmp_path / "val").iterdir()) == [
         "label_map.pbtxt",
         "val-00000-of-00001.tfrecord",
+        "val.index.npz",
+        "val.manifest.json",
     ]
     capsys.readouterr()
 
@@ -343,9 +345,46 @@ def test_convert_writes_all_splits_and_says_what_it_leaves_out(tmp_path, table, 
     out = capsys.readouterr().out
     for text in ("left out: ", "broken.png", "train: 1 images, 1 boxes, 2 shards", "val: 2 images, 3 boxes, 2 shards"):
         assert text in out
+    skipped = json.loads((output / "train.manifest.json").read_text())["skipped"]
+    assert [f"left out: {line}" for line in skipped] == [line for line in out.splitlines() if "broken.png" in line]
     again = tfdet.load_dataset(f"tfrecord:{output}", "val")
     assert again.class_names == ("blue", "red")
     assert [example.image_id for example in again.examples] == ["tall.png", "wide.png"]
+
+
+def test_convert_says_what_is_there_already(tmp_path, table, capsys):
+    output = tmp_path / "shards"
+    command = ["convert", "--data", f"csv:{table}", "--split", "val", "-o", str(output)]
+    assert "--workers 0: at least one" in fails(capsys, [*command, "--workers", "0"])
+    main(command)
+    files = {path: path.stat().st_mtime_ns for path in output.iterdir()}
+    capsys.readouterr()
+    main(command)
+    out = capsys.readouterr().out
+    assert "val: all shards are there already" in out
+    assert "val: 2 images, 3 boxes, 1 shards" in out
+    assert {path: path.stat().st_mtime_ns for path in output.iterdir()} == files
+    assert "shards of split val are there already; remove them first" in fails(capsys, [*command, "--shards", "2"])
+    table.write_text(table.read_text().replace("blue", "navy"))
+    assert "are there already; remove them first" in fails(capsys, command)
+
+
+def test_check_data_finds_a_changed_byte_in_a_shard(tmp_path, table, capsys):
+    output = tmp_path / "shards"
+    main(["convert", "--data", f"csv:{table}", "--split", "val", "-o", str(output)])
+    check = ["check-data", "--data", f"tfrecord:{output}", "-o", str(tmp_path / "check")]
+    with pytest.raises(SystemExit) as stop:
+        main(check)
+    assert stop.value.code == 0
+    shard = output / "val-00000-of-00001.tfrecord"
+    content = bytearray(shard.read_bytes())
+    content[-2] ^= 1  # of the last record's checksum
+    shard.write_bytes(content)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(check)
+    assert stop.value.code == 1
+    assert f"{shard}: has changed since it was written: its SHA-256 is not that in {output}" in capsys.readouterr().out
 
 
 def test_convert_says_that_masks_are_not_written(tmp_path, draw_image, capsys):

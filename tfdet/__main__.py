@@ -15,7 +15,7 @@ from rich.progress import Progress, track
 from rich.table import Table
 
 from tfdet import alignment, checking, client, commandline, drawing, evaluation, inference, serving, skeleton
-from tfdet.data import load_dataset, split_names
+from tfdet.data import load_dataset, manifest, split_names
 from tfdet.data.convert import write_shards
 from tfdet.data.images import load_image
 from tfdet.detectors.base import Detector
@@ -159,7 +159,12 @@ class Client:
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
-    """Write a data set as TFRecord shards, of the form that the TensorFlow Object Detection API reads and writes."""
+    """Write a data set as TFRecord shards, of the form that the TensorFlow Object Detection API reads and writes.
+
+    A run that was cut off, by whatever, goes on where it stopped when it is started again. Beside the shards lie
+    SPLIT.manifest.json, which lists them with their checksums and names all that was left out, and SPLIT.index.npz, by
+    which --data tfrecord:DIR knows in seconds what is in them; `check-data` compares the checksums.
+    """
 
     data: str
     """The data: coco:DIR, coco_keypoints:DIR, coco_masks:DIR, voc:DIR, csv:FILE, wider_face:DIR, landmarks:FILE,
@@ -170,6 +175,9 @@ class Convert:
     """Splits to write; by default all that there are."""
     shards: int | None = None
     """Files for each split; by default one for every 1000 images."""
+    workers: int | None = None
+    """Processes that write them; by default one a core, but not more than one for every 10,000 images. However many,
+    the files are the same."""
     on_error: Literal["raise", "skip"] = "raise"
     """What to do with a broken image or box: stop, or leave it out and say so."""
 
@@ -354,8 +362,9 @@ def export(arguments):
 
 
 def convert(arguments):
-    if arguments.shards is not None and arguments.shards < 1:
-        raise TfdetError(f"convert: --shards {arguments.shards}: at least one")
+    for name in ("shards", "workers"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            raise TfdetError(f"convert: --{name} {getattr(arguments, name)}: at least one")
     for split in arguments.split or split_names(arguments.data):
         dataset = load_dataset(arguments.data, split, arguments.on_error)
         for line in dataset.skipped:
@@ -365,12 +374,22 @@ def convert(arguments):
             print(f"{dataset.name}: keypoints{masks} are not written, only boxes")
         with Progress(transient=True) as progress:
             task = progress.add_task(f"writing {split}", total=len(dataset))
-            paths = write_shards(
-                dataset, arguments.output, split, arguments.shards, advance=lambda task=task: progress.advance(task)
+            write_shards(
+                dataset,
+                arguments.output,
+                split,
+                arguments.shards,
+                arguments.workers,
+                arguments.on_error,
+                advance=lambda images, task=task: progress.advance(task, images),
+                tell=lambda line, split=split: print(f"{split}: {line}"),
             )
-        size = sum(path.stat().st_size for path in paths)
-        boxes = sum(len(example.boxes) for example in dataset.examples)
-        print(f"{split}: {len(dataset)} images, {boxes} boxes, {len(paths)} shards, {size / 1e6:.1f} MB")
+        written = manifest.read(manifest.paths(arguments.output, split)[0])
+        for line in written.skipped[len(dataset.skipped) :]:
+            print(f"left out: {line}")
+        size = sum(shard.bytes for shard in written.shards)
+        counts = f"{written.images} images, {written.boxes} boxes, {len(written.shards)} shards"
+        print(f"{split}: {counts}, {size / 1e6:.1f} MB")
     print(f"{arguments.output}/ holds them and label_map.pbtxt; read it with --data tfrecord:{arguments.output}")
 
 

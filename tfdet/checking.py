@@ -8,9 +8,10 @@ from PIL import Image
 from rich.table import Table
 
 from tfdet import drawing
-from tfdet.data import Dataset, load_dataset, split_names
+from tfdet.data import Dataset, load_dataset, manifest, split_names
 from tfdet.data.images import load_image
 from tfdet.data.records import encoded
+from tfdet.data.shards import find_shards
 from tfdet.errors import DataError, one_line
 
 SIZES = ("small", "medium", "large")  # as COCO counts them: below 32², below 96², and the rest
@@ -30,7 +31,8 @@ def check(spec, splits=()):
     """Read splits of a data set as training reads them with on_error="skip", and decode every image.
 
     Defects, one line each, are all that a reader leaves out or clips, images that cannot be decoded, splits that cannot
-    be read, splits whose classes differ, and images that are in two splits byte by byte.
+    be read, shards that are not those of their manifest, splits whose classes differ, and images that are in two splits
+    byte by byte.
 
     Args:
         spec: as for `load_dataset`.
@@ -49,10 +51,19 @@ def check(spec, splits=()):
             defects += datasets[split].skipped
         except DataError as error:
             defects.append(str(error))
+        defects += _changed_shards(spec, split)
     defects += _different_classes(datasets)
     defects += _in_two_splits(datasets)
     # A line about the whole file comes with each split.
     return Check(datasets, list(dict.fromkeys(map(one_line, defects))))
+
+
+def _changed_shards(spec, split):
+    kind, _, where = spec.partition(":")
+    try:
+        return manifest.faults(find_shards(where, split)) if kind == "tfrecord" else []
+    except (DataError, OSError) as error:
+        return [str(error)]
 
 
 def _different_classes(datasets):

@@ -14,6 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from tfdet.data import load_dataset, split_names
+from tfdet.data.convert import write_shards
 from tfdet.data.images import load_image
 from tfdet.errors import TfdetError
 
@@ -266,6 +267,33 @@ def test_damaged_shards(folder, content):
 def test_damaged_records(folder, records):
     (folder / "train.tfrecord").write_bytes(shard([*records, record(FEATURES)]))
     load(f"tfrecord:{folder}")
+
+
+@pytest.fixture
+def converted(make_dataset, tmp_path):
+    """A folder with a shard, its manifest and its index, and what they hold."""
+    write_shards(make_dataset((48, 64, [(1, 2, 30, 40)], [0]), (48, 64, [], [])), tmp_path, "train")
+    manifest, index = (tmp_path / f"train.{kind}" for kind in ("manifest.json", "index.npz"))
+    return tmp_path, manifest, manifest.read_bytes(), index, index.read_bytes()
+
+
+@fewer
+@given(st.data())
+def test_damaged_manifest_or_index(converted, data):
+    """Whatever is damaged in them: an error that names the file, or the very same boxes."""
+    folder, manifest, its_text, index, its_arrays = converted
+    manifest.write_bytes(its_text)
+    index.write_bytes(its_arrays)
+    changed = data.draw(st.sampled_from((manifest, index)))
+    changed.write_bytes(data.draw(damaged(changed.read_bytes())))
+    try:
+        dataset = load_dataset(f"tfrecord:{folder}")
+    except TfdetError as error:
+        check_line(str(error))
+        assert "to read the shards themselves" in str(error)
+    else:
+        assert [example.image_id for example in dataset.examples] == ["image 0", "image 1"]
+        assert dataset.examples[0].boxes.tolist() == [[1, 2, 30, 40]]
 
 
 @fewer

@@ -44,6 +44,7 @@ def test_the_parts_of_the_workers_are_the_batches_of_one(workers, start_step):
 
 def test_one_epoch_at_a_time():
     order = random_order(10, 3, 5, start_step=None)
+    assert int(order.cardinality()) == 9
     epochs = [[tuple(map(int, one)) for one in order] for _ in range(3)]
     assert [len({number for number, _ in epoch}) for epoch in epochs] == [9, 9, 9]
     assert len({tuple(epoch) for epoch in epochs}) == 3

@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from tfdet.data import coco, csv, dlib, landmark_list, tfrecord, voc, wider_face
+from tfdet.data import coco, csv, dlib, landmark_list, shards, tfrecord, voc, wider_face
 from tfdet.data.dataset import Dataset, Example
 from tfdet.data.shapes import SPLITS, shapes
 from tfdet.data.validation import Problems, without_unreadable
@@ -82,7 +82,7 @@ def _reader(spec):
             folder = Path(where).expanduser()
             return partial(dlib.read_dlib, folder), partial(dlib.split_names, folder)
         case "tfrecord" if where:
-            return partial(tfrecord.read_tfrecord, where), partial(tfrecord.split_names, where)
+            return partial(tfrecord.read_tfrecord, where), partial(shards.split_names, where)
         case "shapes" if not where:
             return lambda split, problems: shapes(split), lambda: tuple(SPLITS)
     kinds = (

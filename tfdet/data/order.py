@@ -31,8 +31,9 @@ def random_order(count, batch_size, seed, start_step=0, worker=0, workers=1):
 
     if start_step is None:
         epochs = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).take(1)
-        return epochs.flat_map(
+        order = epochs.flat_map(
             lambda epoch: tf.data.Dataset.range(per_epoch).map(lambda turn: drawn(epoch, turn), tf.data.AUTOTUNE)
         )
+        return order.apply(tf.data.experimental.assert_cardinality(per_epoch))  # or Keras warns at its end
     turns = tf.data.Dataset.range(start_step * own, tf.int64.max)
     return turns.map(lambda turn: drawn(turn // per_epoch, turn % per_epoch), tf.data.AUTOTUNE)
