@@ -1,5 +1,8 @@
 import contextlib
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import tensorflow as tf
@@ -142,3 +145,19 @@ def test_alone_there_is_nobody_to_tell():
     assert distribution.is_chief()
     with distribution.one_of_several():
         pass
+
+
+def test_who_waits_in_vain_for_the_others_ends():
+    cluster = {"cluster": {"worker": ["localhost:1", "localhost:2"]}, "task": {"type": "worker", "index": 1}}
+    program = "from tfdet import distribution; distribution.PATIENCE = 1; distribution.strategy()"
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"TF_CONFIG": json.dumps(cluster)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert found.returncode == 1
+    assert "worker 1 waits for the others" in found.stdout
+    assert "1 s at most" in found.stdout
+    assert "Timeout (0:00:01)!" in found.stderr

@@ -5,6 +5,7 @@ A cluster is as many processes as there are workers. All run the same program; w
 """
 
 import contextlib
+import faulthandler
 import functools
 import os
 import pickle
@@ -31,9 +32,22 @@ def strategy():
     if keras.backend.backend() != "tensorflow":  # on JAX keras.distribution.DataParallel is the way
         return None
     if cluster := _cluster():
-        print(f"{cluster.task_type} {cluster.task_id} waits for the others of {cluster.cluster_spec().as_dict()}")
-        return tf.distribute.MultiWorkerMirroredStrategy(cluster)
+        return _with_all_workers(cluster)
     return tf.distribute.MirroredStrategy() if len(tf.config.list_logical_devices("GPU")) > 1 else None
+
+
+def _with_all_workers(cluster):
+    me, others = f"{cluster.task_type} {cluster.task_id}", cluster.cluster_spec().as_dict()
+    print(f"{me} waits for the others of {others}, {PATIENCE} s at most", flush=True)
+    # TensorFlow would wait for an hour, and Python stands still meanwhile: this ends the program from outside of both.
+    faulthandler.dump_traceback_later(PATIENCE, exit=True)
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+PATIENCE = 600
 
 
 def strategy_scope():
