@@ -55,6 +55,10 @@ def test_the_optimizer_follows_the_schedule(name, kind):
         ({"weight_decay": -1.0}, "--weight-decay must be at least 0: -1.0"),
         ({"drops": (0, 5)}, r"--drops must be at least 1: \(0, 5\)"),
         ({"drops": (5, 3)}, r"--drops must rise: \(5, 3\)"),
+        (
+            {"cache": True, "data_service": "grpc://a:1"},
+            "--cache: keeps decoded images in this process, but with --data-service others decode them",
+        ),
     ],
 )
 def test_numbers_that_cannot_be(changes, message):

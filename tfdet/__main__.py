@@ -1,4 +1,4 @@
-"""The command line: python -m tfdet check-data | inspect | predict | evaluate | export | client | convert."""
+"""The command line: python -m tfdet check-data | inspect | predict | evaluate | export | client | convert | ..."""
 
 import dataclasses
 import glob
@@ -15,7 +15,7 @@ from rich.progress import Progress, track
 from rich.table import Table
 
 from tfdet import alignment, checking, client, commandline, drawing, evaluation, inference, serving, skeleton
-from tfdet.data import load_dataset, manifest, split_names
+from tfdet.data import load_dataset, manifest, service, split_names
 from tfdet.data.convert import write_shards
 from tfdet.data.images import load_image
 from tfdet.detectors.base import Detector
@@ -182,6 +182,42 @@ class Convert:
     """What to do with a broken image or box: stop, or leave it out and say so."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Dispatcher:
+    """Deals out images to workers."""
+
+    port: int
+    """Port to listen at."""
+    work_dir: str | None = None
+    """Folder to keep its state in: a dispatcher started with it again goes on where the one before was cut off."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Worker:
+    """Decodes and augments images for the runs that ask for it."""
+
+    dispatcher: str
+    """The dispatcher: grpc://HOST:PORT."""
+    port: int = 0
+    """Port to listen at; 0 takes any."""
+    address: str | None = None
+    """Name or number of this machine as training reaches it; by default the one that it has towards the dispatcher."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataService:
+    """Decode and augment in other processes, on this machine or others, for recipes that are given
+    --data-service grpc://HOST:PORT: one dispatcher and any number of workers, which run until they are interrupted.
+
+    Workers have to see the image files under the same names, and to run the same TensorFlow. Whoever reaches their
+    ports can have them read files: keep them in a network that you trust.
+    """
+
+    role: tyro.conf.OmitSubcommandPrefixes[
+        Annotated[Dispatcher, tyro.conf.subcommand("dispatcher")] | Annotated[Worker, tyro.conf.subcommand("worker")]
+    ]
+
+
 def main(args=None):
     commands = {
         "check-data": CheckData,
@@ -191,6 +227,7 @@ def main(args=None):
         "export": Export,
         "client": Client,
         "convert": Convert,
+        "data-service": DataService,
     }
     arguments = commandline.parse(commands, args, prog="tfdet")
     match arguments:
@@ -208,6 +245,10 @@ def main(args=None):
             commandline.run(lambda: ask_server(arguments))
         case Convert():
             commandline.run(lambda: convert(arguments))
+        case DataService(role=Dispatcher(port, work_dir)):
+            commandline.run(lambda: service.run_dispatcher(port, work_dir))
+        case DataService(role=Worker(dispatcher, port, address)):
+            commandline.run(lambda: service.run_worker(dispatcher, port, address))
 
 
 def check_data(arguments):

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdet.data import service as data_service
 from tfdet.data.pipeline import prediction_batches
 from tfdet.data.validation import raise_unreadable
 from tfdet.errors import TfdetError
@@ -85,7 +86,7 @@ def _copy(detector, config):
     return copy
 
 
-def detect(detector, dataset, batch_size=8, verbose=0):
+def detect(detector, dataset, batch_size=8, verbose=0, service=None):
     """Detections in every image of a Dataset, in its order, with its labels.
 
     Where detector and data set do not know the same classes, they are matched by name, and detections of classes that
@@ -93,12 +94,14 @@ def detect(detector, dataset, batch_size=8, verbose=0):
 
     Args:
         verbose: 1 shows Keras' progress bar.
+        service: "grpc://HOST:PORT", the dispatcher of a tf.data service whose workers decode and resize (see
+            `tfdet.data.service`); what is found is the same.
     Raises:
-        TfdetError: they have no class in common.
+        TfdetError: they have no class in common, or no service answers.
         DataError: an image cannot be read.
     """
     ids = [example.image_id for example in dataset.examples]
-    found = _detect(detector, ids, [example.image for example in dataset.examples], batch_size, verbose)
+    found = _detect(detector, ids, [example.image for example in dataset.examples], batch_size, verbose, service)
     unnamed = tuple(map(str, range(dataset.num_classes)))
     if detector.class_names in (dataset.class_names, unnamed):
         return found
@@ -127,13 +130,15 @@ def peaks_in_files(detector, paths, batch_size=8):
     return peaks
 
 
-def _detect(detector, ids, images, batch_size, verbose):
+def _detect(detector, ids, images, batch_size, verbose, service=None):
     if not images:
         return []
     try:
         with alone(detector):
-            found = detector.predict(prediction_batches(images, detector, batch_size), verbose=verbose)
-    except tf.errors.OpError:
+            batches = prediction_batches(images, detector, batch_size, service, ids)
+            found = detector.predict(batches, verbose=verbose)
+    except tf.errors.OpError as error:
+        data_service.raise_failure(error)
         raise_unreadable(ids, images)
         raise
     return [

@@ -10,6 +10,7 @@ from keras import ops
 
 from tfdet import drawing, evaluation, runs
 from tfdet.data import load_dataset, pipeline
+from tfdet.data import service as data_service
 from tfdet.data.validation import raise_unreadable
 from tfdet.distribution import from_chief, is_chief, is_cluster, one_of_several, strategy, strategy_scope
 from tfdet.errors import TfdetError, require_tensorflow
@@ -65,6 +66,8 @@ class Settings(CommonSettings):
     """Evaluate on the validation split every so many epochs."""
     cache: bool = False
     """Keep decoded images in memory."""
+    data_service: str | None = None
+    """Decode and augment in other processes: grpc://HOST:PORT of `python -m tfdet data-service dispatcher`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,13 +111,15 @@ def fill_in(settings, defaults):
     """The settings with `defaults`, {name: value}, where nothing was given; `steps` and `epochs` replace each other.
 
     Raises:
-        TfdetError: a number among them cannot be.
+        TfdetError: a number among them cannot be, or two settings together.
     """
     missing = {name: value for name, value in defaults.items() if getattr(settings, name) is None}
     if settings.steps is not None or settings.epochs is not None:
         missing = {name: value for name, value in missing.items() if name not in ("steps", "epochs")}
     settings = dataclasses.replace(settings, **missing)
     _check_numbers(dataclasses.asdict(settings))
+    if getattr(settings, "cache", False) and settings.data_service:
+        raise TfdetError("--cache: keeps decoded images in this process, but with --data-service others decode them")
     return settings
 
 
@@ -154,6 +159,8 @@ def run(settings, recipe, build):
     require_tensorflow("a recipe")
     with one_of_several():
         check_replicas(settings)
+        if settings.data_service:
+            data_service.find_dispatcher(settings.data_service)
         keras.utils.set_random_seed(settings.seed)
         keras.mixed_precision.set_dtype_policy(settings.precision)
         train, val, test = load_splits(settings)
@@ -261,12 +268,18 @@ def _fit(model, train, val, settings, folder):
     per_epoch = settings.steps // settings.epochs
     done = int(model.optimizer.iterations.numpy())
     batches = pipeline.training_batches(
-        train, model, settings.batch_size, seed=settings.seed, cache=settings.cache, start_step=done
+        train,
+        model,
+        settings.batch_size,
+        seed=settings.seed,
+        cache=settings.cache,
+        start_step=done,
+        service=settings.data_service,
     )
     if is_chief():
         runs.forget_history_after(folder, done // per_epoch)
     last = from_chief(runs.last_figures(folder))
-    callbacks = [evaluation.Evaluation(val, every=settings.evaluate_every, last=last)]
+    callbacks = [evaluation.Evaluation(val, settings.evaluate_every, last=last, service=settings.data_service)]
     if is_chief():
         callbacks += [
             keras.callbacks.CSVLogger(folder / "history.csv", append=True),
@@ -282,7 +295,9 @@ def _fit(model, train, val, settings, folder):
             verbose=1 if sys.stdout.isatty() else 2,
             callbacks=callbacks,
         )
-    except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError):  # what tf.data says of an image, nameless
+    # What tf.data says of an image, nameless; Unknown to it is what a data service has said.
+    except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError, tf.errors.UnknownError) as error:
+        data_service.raise_failure(error)
         images = [example.image for example in train.examples]
         ids = [example.image_id for example in train.examples]
         raise_unreadable(ids, images, ' (on_error="skip" leaves it out)')

@@ -17,11 +17,30 @@ def random_order(count, batch_size, seed, start_step=0, worker=0, workers=1):
     Returns:
         tf.data.Dataset of (number, seed), both int64.
     """
+    draw = drawn(count, batch_size, seed, worker, workers)
+    return turns(count, batch_size, seed, start_step, workers).map(draw, tf.data.AUTOTUNE)
+
+
+def turns(count, batch_size, seed, start_step=0, workers=1):
+    """Which turns `random_order` takes, a tf.data.Dataset of numbers: counted from 0, the first one of the first epoch,
+    through all epochs."""
+    own = batch_size // workers
+    per_epoch = count // batch_size * own
+    if start_step is None:
+        epochs = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).take(1)
+        one = epochs.flat_map(lambda epoch: tf.data.Dataset.range(epoch * per_epoch, (epoch + 1) * per_epoch))
+        return one.apply(tf.data.experimental.assert_cardinality(per_epoch))  # or Keras warns at its end
+    return tf.data.Dataset.range(start_step * own, tf.int64.max)
+
+
+def drawn(count, batch_size, seed, worker=0, workers=1):
+    """A function: a turn, a scalar int64 tensor -> what `random_order` draws for it, (number, seed)."""
     own = batch_size // workers
     per_epoch = count // batch_size * own
     last = tf.constant(count - 1, tf.int64)
 
-    def drawn(epoch, turn):
+    def draw(turn):
+        epoch, turn = turn // per_epoch, turn % per_epoch
         place = turn // own * batch_size + worker * own + turn % own
         key = tf.stack([tf.constant(seed, tf.int64), epoch])
         # tf.random.experimental.index_shuffle stirs in 4 rounds, after which two epochs still resemble each other.
@@ -29,11 +48,4 @@ def random_order(count, batch_size, seed, start_step=0, worker=0, workers=1):
         key = tf.random.experimental.stateless_fold_in(key, place)
         return number, tf.random.stateless_uniform([], key, 0, tf.int64.max, tf.int64)
 
-    if start_step is None:
-        epochs = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).take(1)
-        order = epochs.flat_map(
-            lambda epoch: tf.data.Dataset.range(per_epoch).map(lambda turn: drawn(epoch, turn), tf.data.AUTOTUNE)
-        )
-        return order.apply(tf.data.experimental.assert_cardinality(per_epoch))  # or Keras warns at its end
-    turns = tf.data.Dataset.range(start_step * own, tf.int64.max)
-    return turns.map(lambda turn: drawn(turn // per_epoch, turn % per_epoch), tf.data.AUTOTUNE)
+    return draw

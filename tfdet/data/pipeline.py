@@ -7,15 +7,16 @@ import tensorflow as tf
 from keras import ops
 
 from tfdet.assigners import IGNORED
+from tfdet.data import service as data_service
 from tfdet.data.images import decode
-from tfdet.data.order import random_order
+from tfdet.data.order import drawn, random_order, turns
 from tfdet.data.portable import compiled, in_graph
 from tfdet.data.records import Record, read_image
 from tfdet.distribution import shared_batches
 from tfdet.errors import TfdetError
 
 
-def training_batches(dataset, detector, batch_size, seed=0, cache=False, start_step=None):
+def training_batches(dataset, detector, batch_size, seed=0, cache=False, start_step=None, service=None):
     """Shuffled, augmented, encoded batches for `detector.fit`.
 
     Each epoch has another order and other augmentation, all of which follows from `seed`: the same seed gives the same
@@ -29,24 +30,34 @@ def training_batches(dataset, detector, batch_size, seed=0, cache=False, start_s
         cache: decode all images first and keep them in memory, for sets that fit there.
         start_step: None for one epoch each time the result is iterated over; a number for an endless stream that
             starts at that step, so that a run can go on where it stopped.
+        service: "grpc://HOST:PORT", the dispatcher of a tf.data service (see `tfdet.data.service`), whose workers
+            decode and augment; the batches are the same.
     Returns:
         tf.data.Dataset of (images float32 [B, h, w, 3] 0..255, {target: [B, ...]}); in a cluster its strategy's
         distributed dataset of the same.
     Raises:
-        ValueError: the data set does not fill a batch, or the replicas cannot divide a batch.
+        ValueError: the data set does not fill a batch, the replicas cannot divide a batch, or there is both a cache and
+            a service.
+        TfdetError: no dispatcher answers at the address of the service.
     """
     if len(dataset) < batch_size:
         raise ValueError(f"{dataset.name}: {len(dataset)} images do not fill one batch of {batch_size}")
+    if cache and service:
+        raise ValueError("decoded images are kept in the memory of this process: no cache with a service")
     look_up, encoder = annotations(dataset, detector), _encoder(detector)
     decoded = _in_memory(look_up, len(dataset)) if cache else lambda i: _decode(look_up(i))
 
-    def encode(i, seed):
-        fed = _augmented(decoded(i), seed, detector)
-        return fed[0], encoder(*fed)
-
     def batches(worker, workers, of_replica):
-        stream = random_order(len(dataset), batch_size, seed, start_step, worker, workers)
-        return _batched(_map(stream, encode), of_replica, drop_remainder=True)
+        draw = drawn(len(dataset), batch_size, seed, worker, workers)
+
+        def encode(turn):
+            number, seed = draw(turn)
+            fed = _augmented(decoded(number), seed, detector)
+            return fed[0], encoder(*fed)
+
+        numbers = turns(len(dataset), batch_size, seed, start_step, workers)
+        examples = _mapped(numbers, encode, service, lambda turn: dataset.examples[draw(turn)[0]].image_id)
+        return _batched(examples, of_replica, drop_remainder=True)
 
     return shared_batches(batches, batch_size, getattr(detector, "distribute_strategy", None))
 
@@ -100,15 +111,18 @@ def fed_blank(example, number, detector):
     return _resized(columns, tf.constant(number, tf.int64), detector, _resizer(detector))
 
 
-def prediction_batches(images, detector, batch_size):
+def prediction_batches(images, detector, batch_size, service=None, ids=()):
     """Batches for `detector.predict`, whose detections are then in pixels of each original image.
 
     Args:
         images: paths, `Record`s, or encoded images as bytes.
+        service: as in `training_batches`. ids: what each image is called, where the service has lost one.
     """
 
     source, resizer = _sources(images), _resizer(detector)
-    return _batched(_map(tf.data.Dataset.range(len(images)), lambda i: resizer(decode(read(source(i))))), batch_size)
+    numbers = tf.data.Dataset.range(len(images))
+    examples = _mapped(numbers, lambda i: resizer(decode(read(source(i)))), service, ids.__getitem__)
+    return _batched(examples, batch_size)
 
 
 def read(source):
@@ -214,6 +228,11 @@ def _resizer(detector):
         return {"images": detector.resizer(image), "scale": detector.resizer.scale(height, width)}
 
     return in_graph(resize, np.zeros((1, 1, 3), np.uint8))
+
+
+def _mapped(numbers, function, service, name_of):
+    """The function of each number, computed by a service if there is one (see `data_service.mapped`)."""
+    return data_service.mapped(service, numbers, function, name_of) if service else _map(numbers, function)
 
 
 def _map(examples, function):

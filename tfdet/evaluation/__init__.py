@@ -96,12 +96,21 @@ class Evaluation(keras.callbacks.Callback):
     columns of a CSVLogger are complete, and ModelCheckpoint never sees a NaN that comes of not having looked yet
     (Keras takes a NaN in the first epoch for the best value for good). `EarlyStopping(patience=...)` counts epochs,
     repeated ones too. A `fit` that goes on with an earlier one is given the `last` figures of that, {"AP": ...}, and
-    evaluates when it would have.
+    evaluates when it would have. With a `service`, "grpc://HOST:PORT", the workers of a tf.data service decode the
+    images; the figures are the same.
     """
 
-    def __init__(self, dataset: Dataset, every: int = 1, batch_size: int = 8, last: dict[str, float] | None = None):
+    def __init__(
+        self,
+        dataset: Dataset,
+        every: int = 1,
+        batch_size: int = 8,
+        last: dict[str, float] | None = None,
+        service: str | None = None,
+    ):
         super().__init__()
         self.dataset, self.every, self.batch_size, self.last = dataset, every, batch_size, last
+        self.service = service
         self.figures = None
 
     def on_train_begin(self, logs=None):
@@ -109,17 +118,17 @@ class Evaluation(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         if self.figures is None or (epoch + 1) % self.every == 0:
-            detections = _detections(self.model, self.dataset, self.batch_size)
+            detections = _detections(self.model, self.dataset, self.batch_size, service=self.service)
             self.figures = coco_figures(self.dataset, detections) | of_parts(self.model, self.dataset, detections)
         if logs is not None:
             logs.update({f"val_{name}": value for name, value in self.figures.items()})
 
 
-def _detections(detector, dataset, batch_size, verbose=0):
+def _detections(detector, dataset, batch_size, verbose=0, service=None):
     """Those in all images; in a cluster each worker looks at its part of them."""
 
     def detect(examples):
-        return inference.detect(detector, dataclasses.replace(dataset, examples=examples), batch_size, verbose)
+        return inference.detect(detector, dataclasses.replace(dataset, examples=examples), batch_size, verbose, service)
 
     return dealt_out(dataset.examples, detect, getattr(detector, "distribute_strategy", None))
 
