@@ -12,18 +12,17 @@ import tempfile
 import time
 from pathlib import Path
 
-# Images a second in training on one GPU, and images it is given a step.
-#   SSD300: NVIDIA/DeepLearningExamples, PyTorch/Detection/SSD: ResNet-50, one A100 of 80 GB, TF32 and mixed precision.
-#   Faster R-CNN: pytorch/vision#937: ResNet-50-FPN, 8 V100, 0.2288 s a step of 16 images in float32; A100 as many times
-#   as fast as in the SSD300 above (364.27 in TF32 against 107.22 on V100 in float32), which nobody has measured here.
-GPUS = {"SSD300": {"A100, TF32": (364.27, 64), "A100, mixed": (662.91, 64)}}
-GPUS["Faster R-CNN"] = {
-    "V100, float32": (16 / 0.2288 / 8, 2),
-    "A100, TF32 (guessed)": (16 / 0.2288 / 8 * 364.27 / 107.22, 4),
-}
+# Images a second in training on one GPU, and images it is given a step. Nobody has measured tfdet on a GPU.
+#   SSD300: NVIDIA/DeepLearningExamples, PyTorch/Detection/SSD: on ResNet-50, one A100 of 80 GB, TF32, batches of 64.
+#   Faster R-CNN: pytorch/vision#937: ResNet-50-FPN, 8 V100, float32, 0.2288 s a step of 16 images.
+GPUS = {"SSD300": ("A100", 364.27, 32), "Faster R-CNN": ("V100", 16 / 0.2288 / 8, 2)}
+# Batch and learning rate of the released schedules, and the largest batch with which somebody has published a like
+# figure: SSD300 in the README above (8 x 128: AP 0.268), Faster R-CNN in MegDet (Peng et al. 2018, synchronised norms).
+RATES = {"SSD300": (32, 1e-3), "Faster R-CNN": (16, 0.02)}
+LARGEST = {"SSD300": 1024, "Faster R-CNN": 256}
 # Bytes a second into and out of a machine of 8 GPUs.
 NETWORKS = {"10 Gb/s": 10e9 / 8, "100 Gb/s": 100e9 / 8, "8 x 200 Gb/s": 1600e9 / 8}
-NVLINK = 230e9  # bytes a second of an all-reduce within a machine of A100 (nccl-tests' bus bandwidth)
+NVLINK = 230e9  # bytes a second of an all-reduce among 8 A100 of a machine; assumed
 MACHINE = 8
 # Images that a schedule looks at: of COCO the published ones, of Open Images 12 passes.
 COCO, OPEN_IMAGES = 118_287, 1_743_042
@@ -104,21 +103,25 @@ def rate(model, data, name):
 
 
 def table(name, kind, gradients, fed):
-    print(f"\n{name}, {kind}: {SCHEDULES[name][kind] / 1e6:.1f} million images, {gradients / 1e6:.0f} MB of gradients")
+    """Prints what follows; nothing is taken to overlap, and so many cores of input keep up on the middle network."""
+    gpu, speed, own = GPUS[name]
+    images, (batch, rate) = SCHEDULES[name][kind], RATES[name]
+    print(f"\n{name}, {kind}: {images / 1e6:.1f} million images, {gradients / 1e6:.0f} MB of gradients, {gpu}")
     networks = " | ".join(f"all-reduce, {network}" for network in NETWORKS)
-    print(f"| GPU | GPUs | batch | steps | compute a step | {networks} | images a second | cores of input | hours |")
-    for gpu, (speed, own) in GPUS[name].items():
-        for count in (8, 64, 512):
-            machines, batch, compute = count // MACHINE, own * count, own / speed
-            inside = 2 * (MACHINE - 1) / MACHINE * gradients / NVLINK
-            reduce = [inside + 2 * (machines - 1) / machines * gradients / network for network in NETWORKS.values()]
-            shown = " | ".join(f"{1000 * seconds:.0f} ms" for seconds in reduce)
-            steps, speeds = SCHEDULES[name][kind] / batch, [batch / (compute + seconds) for seconds in reduce]
-            ends = " .. ".join(f"{SCHEDULES[name][kind] / speed / 3600:.1f}" for speed in (speeds[-1], speeds[0]))
-            print(
-                f"| {gpu} | {count} | {batch} | {steps:,.0f} | {1000 * compute:.0f} ms | {shown} | "
-                f"{speeds[0]:,.0f} .. {speeds[-1]:,.0f} | {speeds[-1] / fed:,.0f} | {ends} |"
-            )
+    print(
+        f"| GPUs | images each | batch | learning rate | steps | compute | {networks} | computing | images a second |"
+        " cores of input | hours |"
+    )
+    for count, each in ((8, own), (64, own), (512, own), (LARGEST[name] // max(1, own // 16), max(1, own // 16))):
+        machines, whole, compute = count // MACHINE, each * count, each / speed
+        inside = 2 * (MACHINE - 1) / MACHINE * gradients / NVLINK
+        reduce = [inside + 2 * (machines - 1) / machines * gradients / network for network in NETWORKS.values()]
+        computing = " / ".join(f"{compute / (compute + seconds):.0%}" for seconds in reduce)
+        fast, hours = whole / (compute + reduce[1]), images / whole * (compute + reduce[1]) / 3600
+        shown = [count, each, whole, f"{rate * whole / batch:.3g}", f"{images / whole:,.0f}"]
+        shown += [f"{1000 * seconds:.0f} ms" for seconds in (compute, *reduce)]
+        shown += [computing, f"{fast:,.0f}", f"{fast / fed:,.0f}", f"{hours:.2g}"]
+        print(f"| {' | '.join(map(str, shown))} |")
 
 
 if __name__ == "__main__":
