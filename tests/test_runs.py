@@ -123,6 +123,12 @@ def test_an_error_of_training_is_not_taken_for_one_of_the_disk(tmp_path):
         raise tf.errors.ResourceExhaustedError(None, None, "out of memory while allocating")
 
 
+def run_folder(settings):
+    folder = runs.find_folder(settings, "ssd300")
+    runs.make_folder(folder, settings)
+    return folder
+
+
 def test_a_folder_of_no_settings_is_not_left_behind(tmp_path, monkeypatch):
     settings = training.Settings(output=str(tmp_path / "run"))
     with (
@@ -130,9 +136,9 @@ def test_a_folder_of_no_settings_is_not_left_behind(tmp_path, monkeypatch):
         pytest.raises(TfdetError, match=r"written: .*no checkpoint yet$"),
     ):
         patch.setattr(os, "fsync", no_space)
-        runs.open_folder(settings, "ssd300")
+        run_folder(settings)
     assert files(tmp_path) == []
-    assert files(runs.open_folder(settings, "ssd300")) == ["settings.toml"]
+    assert files(run_folder(settings)) == ["settings.toml"]
 
 
 # --- history ---

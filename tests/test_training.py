@@ -179,18 +179,24 @@ def test_written_settings_are_read_again(tmp_path, changes):
     )
 
 
+def run_folder(settings):
+    folder = runs.find_folder(settings, "ssd300")
+    runs.make_folder(folder, settings)
+    return folder
+
+
 def test_a_run_folder_is_made_with_its_settings(tmp_path):
     settings = dataclasses.replace(SETTINGS, output=str(tmp_path / "runs" / "one"))
-    folder = runs.open_folder(settings, "ssd300")
+    folder = run_folder(settings)
     assert folder == tmp_path / "runs" / "one"
     assert tomllib.loads((folder / "settings.toml").read_text())["learning_rate"] == 0.1
     with pytest.raises(TfdetError, match=r"one: this run folder is not empty.*--resume"):
-        runs.open_folder(settings, "ssd300")
+        run_folder(settings)
 
 
 def test_a_run_folder_has_a_name_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = runs.open_folder(dataclasses.replace(SETTINGS, data="voc:some/where"), "ssd300")
+    folder = run_folder(dataclasses.replace(SETTINGS, data="voc:some/where"))
     assert folder.parent.name == "runs"
     assert folder.name.startswith("ssd300-voc-20")
 

@@ -20,14 +20,14 @@ from tfdet.distribution import from_chief, is_chief, is_cluster, strategy, strat
 from tfdet.errors import TfdetError
 
 
-def open_folder(settings, recipe):
-    """The folder of a run: that of the run to resume, or else a new one with the settings in it.
+def find_folder(settings, recipe):
+    """The folder of a run: that of the run to resume, or else one for a new run, which need not be there.
 
     The workers of a cluster, whose command starts the same run again when one of them was lost, go on with the run that
     the folder has, if its settings are the same.
 
     Raises:
-        TfdetError: the folder has another run, or cannot be written.
+        TfdetError: the folder has another run.
     """
     if settings.resume:
         return Path(settings.resume)
@@ -38,15 +38,24 @@ def _new_folder(settings, recipe):
     kind, cluster = settings.data.partition(":")[0], is_cluster(strategy())
     stamp = "cluster" if cluster else datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = Path(settings.output or f"runs/{recipe}-{kind}-{stamp}")
-    with writing_in(folder):
-        if not folder.exists() or not any(folder.iterdir()):
-            folder.mkdir(parents=True, exist_ok=True)
-            write_settings(settings, folder / "settings.toml")
-        elif not cluster:
+    if folder.exists() and any(folder.iterdir()):
+        if not cluster:
             raise TfdetError(f"{folder}: this run folder is not empty; --resume {folder} goes on with its run")
-        elif not _has_settings(folder, settings):
+        if not _has_settings(folder, settings):
             raise TfdetError(f"{folder}: has a run of other settings (see its settings.toml); choose another --output")
     return folder
+
+
+def make_folder(folder, settings):
+    """Make the folder of a run, with its settings in it, unless it is there.
+
+    Raises:
+        TfdetError: it cannot be written.
+    """
+    if is_chief() and not (folder / "settings.toml").exists():
+        with writing_in(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_settings(settings, folder / "settings.toml")
 
 
 def _has_settings(folder, settings):

@@ -165,10 +165,11 @@ def run(settings, recipe, build):
         keras.mixed_precision.set_dtype_policy(settings.precision)
         train, val, test = load_splits(settings)
         settings = with_whole_epochs(settings, len(train))
-        folder = runs.open_folder(settings, recipe)
+        folder = runs.find_folder(settings, recipe)
         with strategy_scope():
             model = runs.last_checkpoint(folder) or build(settings, train)
             decay_weights(model, settings.weight_decay)
+        runs.make_folder(folder, settings)
         fit(model, train, val, settings, folder)
         if settings.epochs:
             model = runs.best_model(folder)

@@ -30,7 +30,7 @@ def test_what_is_not_given_follows_from_the_data(data, expected):
     settings = centernet_pose.resolve(centernet_pose.Settings(data=data))
     assert {key: getattr(settings, key) for key in expected} == expected
     assert 118_287 // 128 == 924
-    optional = {"config", "output", "resume", "test_split", "epochs", "weights"}
+    optional = {"data_service", "config", "output", "resume", "test_split", "epochs", "weights"}
     assert {key for key, value in dataclasses.asdict(settings).items() if value is None} <= optional
 
 

@@ -35,7 +35,7 @@ def test_what_is_not_given_follows_from_the_data(data, expected):
     settings = centernet.resolve(centernet.Settings(data=data))
     assert {key: getattr(settings, key) for key in expected} == expected
     assert (settings.steps is None) != (settings.epochs is None)
-    optional = {"config", "output", "resume", "test_split", "steps", "epochs", "weights"}
+    optional = {"data_service", "config", "output", "resume", "test_split", "steps", "epochs", "weights"}
     assert {key for key, value in dataclasses.asdict(settings).items() if value is None} <= optional
 
 

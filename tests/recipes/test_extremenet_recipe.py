@@ -20,7 +20,7 @@ COCO |= {"steps": 250_000, "drops": (200_000,), "batch_size": 24, "learning_rate
 def test_what_is_not_given_follows_from_the_data(data, expected):
     settings = extremenet.resolve(extremenet.Settings(data=data))
     assert {key: getattr(settings, key) for key in expected} == expected
-    optional = {"config", "output", "resume", "test_split", "epochs", "weights"}
+    optional = {"data_service", "config", "output", "resume", "test_split", "epochs", "weights"}
     assert {key for key, value in dataclasses.asdict(settings).items() if value is None} <= optional
 
 

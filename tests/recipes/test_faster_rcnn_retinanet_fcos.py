@@ -53,7 +53,7 @@ def test_what_is_not_given_follows_from_the_data(name, recipe, data, expected):
         assert settings.optimizer == ("sgd" if name == "faster_rcnn" else "adam")
     assert settings.weight_decay == 1e-4
     assert (settings.steps is None) != (settings.epochs is None)
-    optional = {"config", "output", "resume", "test_split", "steps", "epochs", "weights"}
+    optional = {"data_service", "config", "output", "resume", "test_split", "steps", "epochs", "weights"}
     optional |= set() if name == "fcos" else {"anchor_sizes"}  # others than the detector's own
     assert {key for key, value in dataclasses.asdict(settings).items() if value is None} <= optional
 

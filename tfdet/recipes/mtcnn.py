@@ -129,7 +129,8 @@ def _run(settings):
 
     with strategy_scope():
         model = mtcnn(settings.min_face, landmarks=True)
-    folder = runs.open_folder(settings, "mtcnn")
+    folder = runs.find_folder(settings, "mtcnn")
+    runs.make_folder(folder, settings)
     for name in SIDES:
         with runs.writing_in(folder):
             trained = train(name, model, list(zip(faces[:2], landmarks[:2], strict=True)), settings, folder / name)
@@ -160,7 +161,8 @@ def train(name, model, splits, settings, folder):
         model: MTCNN, of which the networks before this one are trained.
         splits: (faces, landmarks) to train on, and to validate on.
     """
-    folder.mkdir(exist_ok=True)
+    if is_chief():
+        folder.mkdir(exist_ok=True)
     with strategy_scope():
         network = runs.last_checkpoint(folder)
         if network is None:
