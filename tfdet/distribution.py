@@ -195,7 +195,7 @@ def one_of_several():
                 stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
             yield
             from_chief(None)  # who ends before the others is taken for lost
-    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+    except LOST as error:
         tasks = re.findall(r"/job:(\w+)/(?:replica:0/)?task:(\d+)", error.message)
         cluster = strategy().cluster_resolver
         others = [
@@ -206,6 +206,15 @@ def one_of_several():
             f"{lost} of the cluster is gone, so worker {number} of {workers} stops, too; the same command, started "
             "again on all of them, goes on from the last checkpoint"
         ) from error
+
+
+LOST = (  # what collective operations end with when one of the workers does not answer
+    tf.errors.UnavailableError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.FailedPreconditionError,
+)
 
 
 def num_replicas():
