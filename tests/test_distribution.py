@@ -14,9 +14,10 @@ from tfdet.errors import TfdetError
 @pytest.fixture(autouse=True)
 def asked_anew():
     """The strategy of a process is found once; here it is another one each time."""
-    distribution.strategy.cache_clear()
+    find = distribution.strategy
+    find.cache_clear()
     yield
-    distribution.strategy.cache_clear()
+    find.cache_clear()
 
 
 def replica_number():
@@ -81,6 +82,13 @@ def cluster_of(monkeypatch, cluster, kind, number):
     return distribution._cluster()
 
 
+def strategy_of(monkeypatch, cluster):
+    """One that knows its cluster, and has not met it."""
+    strategy = tf.distribute.MultiWorkerMirroredStrategy.__new__(tf.distribute.MultiWorkerMirroredStrategy)
+    monkeypatch.setattr(type(strategy), "cluster_resolver", cluster)
+    return strategy
+
+
 @pytest.mark.parametrize(("cluster", "kind", "number", "expected"), CONFIGS.values(), ids=CONFIGS)
 def test_the_cluster_of_tf_config(monkeypatch, cluster, kind, number, expected):
     found = cluster_of(monkeypatch, cluster, kind, number)
@@ -88,9 +96,7 @@ def test_the_cluster_of_tf_config(monkeypatch, cluster, kind, number, expected):
         assert found is None
         return
     assert found.cluster_spec().as_dict() == cluster
-    strategy = tf.distribute.MultiWorkerMirroredStrategy.__new__(tf.distribute.MultiWorkerMirroredStrategy)
-    strategy._cluster_resolver = found
-    monkeypatch.setattr(type(strategy), "cluster_resolver", property(lambda self: self._cluster_resolver))
+    strategy = strategy_of(monkeypatch, found)
     assert distribution.worker_number(strategy) == expected
     assert distribution.num_workers(strategy) == sum(map(len, cluster.values()))
 
@@ -145,6 +151,36 @@ def test_alone_there_is_nobody_to_tell():
     assert distribution.is_chief()
     with distribution.one_of_several():
         pass
+
+
+LOST = {
+    "a process that died": (
+        tf.errors.UnavailableError,
+        "failed to connect\nfrom remote target /job:worker/replica:0/task:1 while calling /RecvBuf",
+        "worker 1 of the cluster is gone, so worker 0 of 2 stops, too",
+    ),
+    "one that is silent": (
+        tf.errors.UnavailableError,
+        "Error reported from /job:worker/task:0: stopped sending heartbeats:\n/job:worker/replica:0/task:1",
+        "worker 1 of the cluster is gone",
+    ),
+    "a silent chief": (tf.errors.DeadlineExceededError, "Deadline Exceeded", "another worker of the cluster is gone"),
+}
+
+
+@pytest.mark.parametrize(("error", "message", "line"), LOST.values(), ids=LOST)
+def test_a_lost_worker_ends_the_others_in_one_line(monkeypatch, error, message, line):
+    strategy = strategy_of(monkeypatch, cluster_of(monkeypatch, {"worker": TWO}, "worker", 0))
+    monkeypatch.setattr(distribution, "strategy", lambda: strategy)
+    with pytest.raises(TfdetError, match=line), distribution.one_of_several():
+        raise error(None, None, message)
+
+
+def test_what_is_no_loss_stays_what_it_is(monkeypatch):
+    strategy = strategy_of(monkeypatch, cluster_of(monkeypatch, {"worker": TWO}, "worker", 0))
+    monkeypatch.setattr(distribution, "strategy", lambda: strategy)
+    with pytest.raises(tf.errors.InvalidArgumentError), distribution.one_of_several():
+        raise tf.errors.InvalidArgumentError(None, None, "/job:worker/replica:0/task:1: not an image")
 
 
 def test_who_waits_in_vain_for_the_others_ends():
