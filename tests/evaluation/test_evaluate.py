@@ -16,7 +16,7 @@ def test_evaluate_is_json_with_none_for_nan(monkeypatch):
     calls = []
     monkeypatch.setattr(inference, "detect", lambda *args: calls.append(args) or detections, raising=False)
     report = evaluation.evaluate("the detector", data, batch_size=3)
-    assert calls == [("the detector", data, 3, 0)]
+    assert calls == [("the detector", data, 3, 0, None)]
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert list(report) == ["images", *evaluation.COCO_FIGURES, "VOC_AP_11point", "VOC_AP_area", "per_class"]
     assert report["images"] == 2 and report["AP"] == pytest.approx(0.5) and report["APl"] is None
@@ -35,7 +35,7 @@ def improving_detector(monkeypatch):
     data = dataset(*(cats(A, image_id=i) for i in range(10)))
     times = []
 
-    def detect(detector, dataset_, batch_size):
+    def detect(detector, dataset_, batch_size, verbose, service):
         times.append(detector)
         return [cats_found((A, 0.9), image_id=i) for i in range(len(times))]
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from tfdet import inference
 from tfdet.data.dataset import Dataset
-from tfdet.distribution import dealt_out
+from tfdet.distribution import dealt_out, is_cluster
 from tfdet.evaluation.coco import (
     COCO_FIGURES,
     CocoResult,
@@ -126,11 +126,15 @@ class Evaluation(keras.callbacks.Callback):
 
 def _detections(detector, dataset, batch_size, verbose=0, service=None):
     """Those in all images; in a cluster each worker looks at its part of them."""
+    among = getattr(detector, "distribute_strategy", None)
+    if not is_cluster(among):
+        return inference.detect(detector, dataset, batch_size, verbose, service)
 
     def detect(examples):
-        return inference.detect(detector, dataclasses.replace(dataset, examples=examples), batch_size, verbose, service)
+        own = dataclasses.replace(dataset, examples=examples)
+        return inference.detect(detector, own, batch_size, verbose, service)
 
-    return dealt_out(dataset.examples, detect, getattr(detector, "distribute_strategy", None))
+    return dealt_out(dataset.examples, detect, among)
 
 
 def _mean_of_defined(values) -> float:
